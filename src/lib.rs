@@ -1,0 +1,16 @@
+//! Quorate: a strongly consistent key-value store.
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod codec;
+pub mod config;
+pub mod node;
+pub mod raft;
+pub mod state;
+pub mod storage;
+pub mod telemetry;
+pub mod transport;
+pub mod types;
+pub mod workload;

@@ -1,0 +1,285 @@
+//! What is replicated: commands, and what applying one answers.
+//!
+//! Guarantees: everything here is plain data, encoded with postcard inside a versioned [`Batch`]; the same commands give
+//! the same outcomes on every replica. Variants and fields are only ever added at the end, together with a new batch
+//! version where postcard could not tell. Leaves out: how a command is applied (`apply`).
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Key, LeaseId, Revision, Selector, WallTime};
+
+/// One command of a client, as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// When the leader proposed it, on the leader's clock: the only time the state machine knows. Zero until stamped.
+    pub proposed_at: WallTime,
+    /// On whose behalf; authorization is decided at apply.
+    pub principal: Principal,
+    /// Makes a repeated request recognizable, where the client named one.
+    pub request: Option<RequestId>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Principal {
+    /// Nobody in particular: the cluster does not ask for names.
+    #[default]
+    Anonymous,
+    /// The cluster itself.
+    System,
+    /// A user that the edge has authenticated.
+    User(String),
+}
+
+/// A client's name for one request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestId {
+    /// 1 to 128 characters, chosen by the client.
+    pub key: String,
+    /// A digest of the request, so that the same key with another request is told apart.
+    pub fingerprint: u128,
+}
+
+/// What a command does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Reads and writes of keys, all or nothing; a put or delete is a transaction of one.
+    Txn(Txn),
+}
+
+/// Comparisons, and what is done if all of them hold or not. All operations share one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Txn {
+    /// All must hold for `success`.
+    pub compares: Vec<Compare>,
+    /// Done in order if all comparisons hold (as they do if there are none).
+    pub success: Vec<TxnOp>,
+    /// Done in order otherwise.
+    pub failure: Vec<TxnOp>,
+}
+
+/// One comparison: the key's current property stands left of the operator, the operand right of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// Whose property.
+    pub key: Key,
+    /// Which property, with the operand.
+    pub target: CompareTarget,
+    /// How.
+    pub operator: CompareOperator,
+}
+
+/// A property with the operand it is compared to. An absent key has version, revisions and lease 0; a comparison of its
+/// value never holds, whatever the operator (as in etcd).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CompareTarget {
+    /// The value, bytewise.
+    Value(Bytes),
+    /// The number of changes since the key was created.
+    Version(u64),
+    /// The revision that created the key.
+    CreateRevision(Revision),
+    /// The revision that last changed the key.
+    ModRevision(Revision),
+    /// The lease the key is attached to.
+    Lease(LeaseId),
+}
+
+/// An operator of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CompareOperator {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `<`
+    Less,
+    /// `>`
+    Greater,
+    /// `<=`
+    LessOrEqual,
+    /// `>=`
+    GreaterOrEqual,
+}
+
+/// One operation of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TxnOp {
+    /// Set a value.
+    Put {
+        /// The key.
+        key: Key,
+        /// Its new value.
+        value: Bytes,
+        /// The lease it is attached to; zero for none.
+        lease: LeaseId,
+    },
+    /// Read; sees what earlier operations of the transaction did.
+    Get {
+        /// One key or a range.
+        selector: Selector,
+        /// The most records returned, 1 to [`PAGE_RECORDS_MAX`](crate::types::limits::PAGE_RECORDS_MAX).
+        limit: u32,
+    },
+    /// Remove; a key that is absent is no error.
+    Delete {
+        /// One key or a range.
+        selector: Selector,
+    },
+}
+
+/// A key with everything that is known of its current value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The key.
+    pub key: Key,
+    /// Its value.
+    pub value: Bytes,
+    /// Where it comes from.
+    pub meta: RecordMeta,
+}
+
+/// Where a value comes from, in etcd's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordMeta {
+    /// The revision that created the key (the last time, if it was deleted in between).
+    pub create_revision: Revision,
+    /// The revision that wrote this value.
+    pub mod_revision: Revision,
+    /// How many revisions have written the key since it was created; 1 for the first.
+    pub version: u64,
+    /// The lease it is attached to; zero for none.
+    pub lease: LeaseId,
+}
+
+/// What applying a command answers: replicated and deterministic. A disk failure is not an outcome.
+pub type Outcome = Result<Reply, Rejection>;
+
+/// A command was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Answer to [`Operation::Txn`].
+    Txn(TxnReply),
+}
+
+/// What a transaction did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TxnReply {
+    /// Whether all comparisons held.
+    pub succeeded: bool,
+    /// The revision of the store behind the transaction: its own, if it changed anything.
+    pub revision: Revision,
+    /// One answer per operation of the branch that was taken.
+    pub responses: Vec<OpReply>,
+}
+
+/// Answer to one operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OpReply {
+    /// Answer to a put.
+    Put {
+        /// The key that was written.
+        key: Key,
+        /// What it now carries.
+        meta: RecordMeta,
+    },
+    /// Answer to a get.
+    Get {
+        /// The records in key order, at most as many as asked for.
+        records: Vec<Record>,
+        /// How many keys match, also beyond the limit.
+        count: u64,
+    },
+    /// Answer to a delete: how many keys there were.
+    Delete {
+        /// Keys removed.
+        deleted: u64,
+    },
+}
+
+/// A command was refused by the state machine; nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// The answer of a transaction would be over the limit, in bytes.
+    #[error("the answer of the transaction is over {limit_bytes} bytes; read less in one transaction")]
+    ReplyTooLarge {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The command stands in the log, but this version of the format can't be applied. Never produced for commands
+    /// this program encoded.
+    #[error("the command is malformed: {0}")]
+    Malformed(String),
+}
+
+/// The newest batch format: postcard of `Vec<Command>`.
+const BATCH_VERSION: u8 = 1;
+
+/// Commands that travel and are logged together, encoded once: a version byte, then postcard.
+///
+/// Kept encoded so that replication, log and network only ever copy bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch(Bytes);
+
+/// Why a batch can't be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Written by a newer program.
+    #[error("command format {0} is newer than the newest this program knows ({BATCH_VERSION})")]
+    Newer(u8),
+    /// Not a batch.
+    #[error("the commands can't be decoded: {0}")]
+    Malformed(String),
+}
+
+impl Batch {
+    /// Encodes commands.
+    #[must_use]
+    pub fn encode(commands: &[Command]) -> Self {
+        let mut out = Vec::with_capacity(64 + commands.len() * 64);
+        out.push(BATCH_VERSION);
+        // Encoding into a growing vector can only fail on types that refuse to be serialized; these don't.
+        let out = postcard::to_extend(commands, out).unwrap_or_default();
+        Self(Bytes::from(out))
+    }
+
+    /// Decodes the commands.
+    ///
+    /// # Errors
+    /// [`BatchError`] if the bytes are no batch or from a newer format.
+    pub fn decode(&self) -> Result<Vec<Command>, BatchError> {
+        let malformed = |error: postcard::Error| BatchError::Malformed(error.to_string());
+        match self.0.split_first() {
+            Some((&BATCH_VERSION, body)) => postcard::from_bytes(body).map_err(malformed),
+            Some((&version, _)) if version > BATCH_VERSION => Err(BatchError::Newer(version)),
+            _ => Err(BatchError::Malformed("no version".into())),
+        }
+    }
+
+    /// Bytes taken.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is nothing at all, not even a version.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The encoded form.
+    #[must_use]
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl From<Bytes> for Batch {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}

@@ -1,0 +1,10 @@
+//! The replicated state machine.
+
+mod command;
+mod view;
+
+pub use command::{
+    Batch, BatchError, Command, Compare, CompareOperator, CompareTarget, OpReply, Operation, Outcome, Principal,
+    Record, RecordMeta, Rejection, Reply, RequestId, Txn, TxnOp, TxnReply,
+};
+pub use view::{Page, RangeRead, StateView, ViewError};

@@ -1,0 +1,78 @@
+//! Bytes between members: calls with a deadline over persistent connections, one kind of traffic a connection.
+//!
+//! A transport guarantees that an answer belongs to its call, that a call ends by its deadline, and that a heartbeat never
+//! waits behind a snapshot. Leaves out: what the bytes mean, who may call, and retries: those are `raft/`'s.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+use crate::clock::Instant;
+
+/// The kinds of traffic; each has connections of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Channel {
+    /// Heartbeats and read-index requests: small, urgent.
+    Heartbeat = 1,
+    /// Log replication.
+    Append = 2,
+    /// Votes, leadership transfer, probes.
+    Control = 3,
+    /// Snapshot parts.
+    Snapshot = 4,
+    /// Client commands on their way to the leader.
+    Forward = 5,
+}
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No connection could be made, so nothing was sent: the peer did not see the call.
+    #[error("can't reach {peer}: {reason}")]
+    Unreachable {
+        /// The address that was dialled.
+        peer: String,
+        /// What the system or the other side said.
+        reason: String,
+    },
+    /// The call may have reached the peer, but no answer came: the connection broke or time ran out.
+    #[error("no answer from {peer}: {reason}")]
+    NoAnswer {
+        /// The address that was called.
+        peer: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The message is larger than a frame may be; nothing was sent.
+    #[error("a message of {bytes} bytes is over the frame limit of {limit} bytes")]
+    TooLarge {
+        /// Size of the message.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A boxed future, so that the traits here can be used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Calls to other members.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends one request to the member at `peer` (`host:port`) and waits for its answer, no longer than to `deadline`.
+    fn call<'a>(
+        &'a self,
+        peer: &'a str,
+        channel: Channel,
+        request: Bytes,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Bytes, CallError>>;
+}
+
+/// Answers calls of other members.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// Answers one request. Calls on one connection come one after the other. `None` closes the connection without an
+    /// answer: the request was no message of this protocol.
+    fn handle(&self, channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>>;
+}

@@ -1,1 +1,3 @@
-//! raft
+//! Raft over openraft.
+
+pub mod types;

@@ -4,6 +4,8 @@
 //! the same outcomes on every replica. Variants and fields are only ever added at the end, together with a new batch
 //! version where postcard could not tell. Leaves out: how a command is applied (`apply`).
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -275,6 +277,13 @@ impl Batch {
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         &self.0
+    }
+}
+
+/// Logs name a batch by its size, never by its contents.
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
     }
 }
 

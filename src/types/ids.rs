@@ -77,6 +77,21 @@ counter! {
     WallTime
 }
 
+/// openraft's conformance suite makes node ids and terms from numbers.
+macro_rules! from_number {
+    ($($name:ident),*) => {
+        $(
+            impl From<u64> for $name {
+                fn from(value: u64) -> Self {
+                    Self(value)
+                }
+            }
+        )*
+    };
+}
+
+from_number!(NodeId, Term);
+
 /// Identifies one log entry for ever: its index and the leadership that created it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LogPosition {

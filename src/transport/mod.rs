@@ -2,6 +2,18 @@
 //!
 //! A transport guarantees that an answer belongs to its call, that a call ends by its deadline, and that a heartbeat never
 //! waits behind a snapshot. Leaves out: what the bytes mean, who may call, and retries: those are `raft/`'s.
+//!
+//! [`tcp`] is the real one with [`listener`] as its other end; [`memory`] is a switchboard for tests and simulations. On
+//! the wire a connection is a [`hello`] each way, then [`frames`]: request, answer, request, answer.
+
+mod frames;
+mod hello;
+pub mod listener;
+pub mod memory;
+pub mod metrics;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -26,6 +38,45 @@ pub enum Channel {
     Forward = 5,
 }
 
+impl Channel {
+    /// Every channel, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Heartbeat, Self::Append, Self::Control, Self::Snapshot, Self::Forward];
+
+    /// The name in metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heartbeat => "heartbeat",
+            Self::Append => "append",
+            Self::Control => "control",
+            Self::Snapshot => "snapshot",
+            Self::Forward => "forward",
+        }
+    }
+
+    /// The number that stands for it on the wire.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The channel of a number; `None` if this program knows no such channel.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|channel| channel.code() == code)
+    }
+
+    /// Its place in [`Channel::ALL`].
+    const fn index(self) -> usize {
+        self as usize - 1
+    }
+}
+
+/// The largest request or answer, in bytes. A transaction of the largest size and a snapshot part fit several times over.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+const _: () = assert!(FRAME_BYTES_MAX >= 2 * crate::types::limits::TXN_BYTES_MAX);
+
 /// Why a call brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -45,7 +96,7 @@ pub enum CallError {
         /// What happened.
         reason: String,
     },
-    /// The message is larger than a frame may be; nothing was sent.
+    /// The message is larger than a frame may be ([`FRAME_BYTES_MAX`]); nothing was sent.
     #[error("a message of {bytes} bytes is over the frame limit of {limit} bytes")]
     TooLarge {
         /// Size of the message.

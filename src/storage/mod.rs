@@ -6,5 +6,9 @@
 //! Leaves out: what the bytes mean.
 
 mod engine;
+mod memory;
+mod sled;
 
 pub use engine::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Order, Scan, Write};
+pub use memory::{FaultPoint, MemoryEngine};
+pub use sled::{SledConfig, SledEngine};

@@ -5,6 +5,7 @@
 //! seen by it. It does *not* guarantee that a scan is a snapshot: callers write immutable, versioned records and filter.
 //! Leaves out: what the bytes mean.
 
+pub mod conformance;
 mod engine;
 mod memory;
 mod sled;

@@ -1,63 +1,139 @@
-//! One running member.
+//! One running member: its directory and identity, the forming of the cluster, writes, reads and status.
+//!
+//! The door is [`Node`]. Guarantees: it can be asked from the first moment on, and says "not ready" until it is; a directory
+//! that is not this node's, or has lost its log, is refused. Leaves out: HTTP (`api`) and processes (`cli`).
 
+mod directory;
+mod forming;
+mod peer_desk;
+mod read;
 mod request;
+mod start;
 mod status;
+mod write;
 
+use std::sync::{Arc, OnceLock};
+
+pub use directory::{Directory, DirectoryError, Identity};
+pub use forming::{FirstMembers, FormingError};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
+pub use start::{NodeConfig, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile};
 
-use crate::clock::Instant;
-use crate::state::{Principal, RequestId, Txn, TxnReply};
+use tokio_util::task::TaskTracker;
+
+use self::forming::FormingDesk;
+use self::peer_desk::PeerDesk;
+use crate::clock::{self, Instant};
+use crate::raft::{Fatal, Leader, RaftNode, SnapshotHandle, Timers};
+use crate::transport::{PeerHandler, TcpTransport};
 use crate::types::{Member, NodeId, Revision};
 
 /// One running member of the group: a cheap handle.
 #[derive(Clone)]
-pub struct Node {}
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    member: Member,
+    timers: Timers,
+    desk: Arc<FormingDesk>,
+    peer_desk: Arc<PeerDesk>,
+    transport: Arc<TcpTransport>,
+    fatal: Fatal,
+    raft: OnceLock<RaftNode>,
+    background: TaskTracker,
+}
 
 impl Node {
-    /// Proposes a transaction and waits for its outcome, no longer than to `deadline`.
-    pub async fn write(
-        &self,
-        _txn: Txn,
-        _principal: Principal,
-        _request: Option<RequestId>,
-        _deadline: Instant,
-    ) -> Result<TxnReply, WriteError> {
-        todo!()
+    /// Raft, once it runs; otherwise why not.
+    fn raft(&self) -> Result<&RaftNode, String> {
+        self.0.raft.get().ok_or_else(|| match self.0.desk.identity() {
+            Some(_) => "it is starting".into(),
+            None => "the cluster is not formed yet".into(),
+        })
     }
 
-    /// A view to read from that is as fresh as asked.
-    pub async fn read(&self, _options: ReadOptions) -> Result<ReadView, ReadError> {
-        todo!()
+    /// Answers the calls of other members, from the first moment on.
+    #[must_use]
+    pub fn peer_handler(&self) -> Arc<dyn PeerHandler> {
+        self.0.peer_desk.clone()
     }
 
-    /// This node.
-    pub fn status(&self) -> NodeStatus {
-        todo!()
-    }
-
-    /// The group.
-    pub fn cluster(&self) -> ClusterStatus {
-        todo!()
-    }
-
-    /// Makes a snapshot file of this moment, or takes the newest if nothing was written since.
-    pub async fn snapshot(&self, _deadline: Instant) -> Result<SnapshotFile, ReadError> {
-        todo!()
-    }
-
-    /// Whether linearizable reads can be served, proven now by a read barrier, and if not, why.
-    pub async fn ready(&self, _deadline: Instant) -> Result<(), String> {
-        todo!()
+    /// Whether linearizable reads can be served, proven now by a read barrier.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ready(&self, deadline: Instant) -> Result<(), String> {
+        let raft = self.raft()?;
+        if let Some(reason) = self.0.fatal.reason() {
+            return Err(reason);
+        }
+        raft.read_barrier(deadline).await.map_err(|error| error.to_string())
     }
 
     /// The newest revision applied here. Cheap.
+    #[must_use]
     pub fn revision(&self) -> Revision {
-        todo!()
+        self.0.raft.get().map_or(Revision::ZERO, |raft| raft.applied().borrow().revision)
     }
 
     /// The leader, where known. Cheap.
+    #[must_use]
     pub fn leader(&self) -> Option<(NodeId, Member)> {
-        todo!()
+        let raft = self.0.raft.get()?;
+        match raft.leader() {
+            Leader::Me => Some((raft.id(), self.0.member.clone())),
+            Leader::Other(id, member) => Some((id, member)),
+            Leader::None => None,
+        }
     }
+
+    /// A snapshot file that holds at least everything applied before the call.
+    ///
+    /// # Errors
+    /// It was not built by `deadline`, or this node is not ready.
+    pub async fn snapshot(&self, deadline: Instant) -> Result<SnapshotFile, ReadError> {
+        let raft = self.raft().map_err(ReadError::NotReady)?;
+        let handle = raft.snapshot(deadline).await.map_err(|error| match error {
+            crate::raft::BarrierError::Lagging => {
+                ReadError::NotReady("the snapshot was not finished within the deadline; allow more time".into())
+            }
+            error => read::barrier_error(error),
+        })?;
+        // A file of an earlier life of the process is read whole for its digest.
+        let file = tokio::task::spawn_blocking(move || snapshot_file(handle)).await;
+        file.map_err(|error| ReadError::NotReady(error.to_string()))?
+    }
+
+    /// The failure after which this process must end.
+    #[must_use]
+    pub fn fatal(&self) -> &Fatal {
+        &self.0.fatal
+    }
+
+    /// Stops. What was acknowledged is on disk already.
+    pub async fn stop(&self) {
+        if let Some(raft) = self.0.raft.get() {
+            raft.stop().await;
+        }
+        self.0.background.close();
+        self.0.background.wait().await;
+    }
+
+    /// Now plus a duration, for callers that think in timeouts.
+    #[must_use]
+    pub fn deadline_in(timeout: std::time::Duration) -> Instant {
+        clock::now() + timeout
+    }
+}
+
+fn snapshot_file(handle: SnapshotHandle) -> Result<SnapshotFile, ReadError> {
+    let sha256 = handle.sha256().map_err(|error| ReadError::NotReady(error.to_string()))?;
+    Ok(SnapshotFile {
+        path: handle.path().to_owned(),
+        size: handle.file_bytes(),
+        revision: handle.meta().revision,
+        sha256,
+        _held: handle,
+    })
 }

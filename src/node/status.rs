@@ -3,8 +3,12 @@
 //! Guarantees: reading a status never blocks on a disk or a network. Leaves out: the wire form (`api::model`).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::types::{ClusterId, LogIndex, Member, NodeId, Revision, Term};
+use super::Node;
+use crate::raft::{RaftRole, RaftStatus};
+use crate::raft::SnapshotHandle;
+use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term};
 
 /// The part a member plays at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,4 +120,127 @@ pub struct SnapshotFile {
     pub revision: Revision,
     /// SHA-256 of the file.
     pub sha256: [u8; 32],
+    /// Keeps the file from being removed.
+    pub(super) _held: SnapshotHandle,
+}
+
+/// A member that was not heard from for longer than this many longest election timeouts counts as unreachable.
+const UNREACHABLE_ELECTIONS: u32 = 2;
+
+impl Node {
+    /// This node.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let timers = self.0.timers;
+        let identity = self.0.desk.identity();
+        let mut status = NodeStatus {
+            id: identity.as_ref().map_or(NodeId::ZERO, |identity| identity.id),
+            cluster_id: identity.as_ref().map_or(ClusterId::ZERO, |identity| identity.cluster),
+            member: self.0.member.clone(),
+            role: Role::Shutdown,
+            leader: None,
+            term: Term::ZERO,
+            last_log_index: None,
+            committed_index: None,
+            applied_index: None,
+            snapshot_index: None,
+            purged_index: None,
+            revision: Revision::ZERO,
+            compacted_revision: Revision::ZERO,
+            state_hash: String::new(),
+            sizes: Sizes::default(),
+            readiness: Ok(()),
+            timers_ms: (ms(timers.heartbeat), ms(timers.election_min), ms(timers.election_max)),
+        };
+        let raft = match self.raft() {
+            Ok(raft) => raft,
+            Err(reason) => return NodeStatus { readiness: Err(reason), ..status },
+        };
+        let of_raft = raft.status();
+        let index = |position: Option<LogPosition>| position.map(|position| position.index);
+        let reader = raft.reader();
+        let applied = reader.applied();
+        status.role = role(&of_raft);
+        status.leader = self.leader();
+        status.term = of_raft.term();
+        status.last_log_index = of_raft.last_log_index().map(LogIndex::new);
+        status.committed_index = index(of_raft.committed());
+        status.applied_index = index(applied.position);
+        status.snapshot_index = index(of_raft.snapshot());
+        status.purged_index = index(of_raft.purged());
+        status.revision = applied.revision;
+        status.compacted_revision = applied.compacted;
+        status.state_hash = format!("{:032x}", applied.hash);
+        status.sizes = Sizes {
+            log_bytes: raft.log_bytes(),
+            state_bytes: reader.engine_bytes().unwrap_or(0),
+            overlay_bytes: reader.overlay_bytes() as u64,
+            snapshot_bytes: raft.snapshot_bytes(),
+        };
+        status.readiness = self.believed_ready(&status, &of_raft);
+        status
+    }
+
+    /// Readiness as far as it can be told without asking others; `/readyz` proves it.
+    fn believed_ready(&self, status: &NodeStatus, raft: &RaftStatus) -> Result<(), String> {
+        if let Some(reason) = self.0.fatal.reason() {
+            return Err(reason);
+        }
+        if status.leader.is_none() {
+            return Err("there is no leader at present".into());
+        }
+        let lost = raft.quorum_age().is_some_and(|age| age > self.0.timers.election_max);
+        if status.role == Role::Leader && lost {
+            return Err("the leader can't reach a quorum".into());
+        }
+        Ok(())
+    }
+
+    /// The group.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterStatus {
+        let status = self.status();
+        let mut cluster = ClusterStatus {
+            cluster_id: status.cluster_id,
+            term: status.term,
+            leader: status.leader.as_ref().map(|(id, _)| *id),
+            members: Vec::new(),
+        };
+        let Ok(raft) = self.raft() else { return cluster };
+        let of_raft = raft.status();
+        let last = of_raft.last_log_index();
+        for (id, member, voter) in of_raft.members() {
+            let me = id == status.id;
+            let matched = if me { last.map(LogIndex::new) } else { of_raft.matched(id).map(|position| position.index) };
+            let limit = self.0.timers.election_max * UNREACHABLE_ELECTIONS;
+            let reachable = match (me, status.role) {
+                (true, _) => Some(true),
+                (false, Role::Leader) => Some(of_raft.heard_from(id).is_some_and(|age| age < limit)),
+                (false, _) => self.0.transport.last_ok(&member.peer_addr).map(|at| at.elapsed() < limit),
+            };
+            let lag = matched.zip(last).map(|(matched, last)| last.saturating_sub(matched.get()));
+            let rtt = self.0.transport.rtt(&member.peer_addr);
+            cluster.members.push(MemberStatus {
+                id,
+                voter,
+                reachable,
+                matched_index: matched,
+                lag_entries: lag,
+                rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+                member,
+            });
+        }
+        cluster
+    }
+}
+
+fn role(raft: &RaftStatus) -> Role {
+    match raft.role() {
+        RaftRole::Leader => Role::Leader,
+        RaftRole::Follower => Role::Follower,
+        RaftRole::Candidate => Role::Candidate,
+        RaftRole::Learner => Role::Learner,
+        RaftRole::Shutdown => Role::Shutdown,
+    }
 }

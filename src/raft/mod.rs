@@ -1,3 +1,38 @@
-//! Raft over openraft.
+//! Consensus: openraft and its adapters to our log, state, snapshots and peers. The only room that names openraft.
+//!
+//! The door is [`RaftNode`]: propose a command, pass a read barrier, read the local state, take a snapshot, see the status.
+//! Guarantees: nothing is acknowledged before a quorum has it on disk; purged ≤ verified snapshot ≤ applied ≤ committed ≤
+//! last log; an outcome nobody knows is never called a failure. Leaves out: clients and their deadlines (`node`, `api`).
 
+mod checkpoint;
+mod config;
+mod engine_home;
+mod fatal;
+mod leadership;
+mod log_store;
+mod maintenance;
+mod membership;
+mod messages;
+mod metrics;
+mod network;
+mod proposer;
+mod raft_node;
+mod read_barrier;
+mod recovery;
+mod server;
+mod snapshot_store;
+mod snapshot_transfer;
+mod state_store;
 pub mod types;
+
+pub use config::{RTT_MAX, RaftConfig, Timers};
+pub use fatal::Fatal;
+pub use leadership::Leader;
+pub use log_store::{LogConfig, LogError, LogStore};
+pub use membership::MembershipError;
+pub use proposer::ProposeError;
+pub use raft_node::{OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
+pub use read_barrier::BarrierError;
+pub use recovery::RecoveryError;
+pub use snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
+pub use state_store::AppliedTo;

@@ -1,0 +1,49 @@
+//! Where calls of other members arrive: forming messages from the first moment on, Raft's once it runs.
+//!
+//! The first byte tells them apart: Raft's messages begin with their format version, which stays below 128, forming
+//! messages with [`FORMING`].
+//!
+//! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
+//! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`).
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::forming::FormingDesk;
+use crate::transport::{BoxFuture, Channel, PeerHandler};
+
+/// The first byte of a forming message.
+pub(super) const FORMING: u8 = 0xF0;
+
+/// Answers other members.
+pub(super) struct PeerDesk {
+    forming: Arc<FormingDesk>,
+    raft: OnceLock<Arc<dyn PeerHandler>>,
+}
+
+impl PeerDesk {
+    pub(super) fn new(forming: Arc<FormingDesk>) -> Self {
+        Self { forming, raft: OnceLock::new() }
+    }
+
+    /// From now on Raft's messages are answered, too.
+    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>) {
+        // Opened once, at the end of the start.
+        let _ = self.raft.set(raft);
+    }
+}
+
+impl PeerHandler for PeerDesk {
+    fn handle(&self, channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
+        match (request.first(), self.raft.get()) {
+            (Some(&FORMING), _) => {
+                // Adopting an identity writes and syncs a small file, once in the life of a node.
+                let answer = self.forming.handle(&request[1..]);
+                Box::pin(std::future::ready(answer))
+            }
+            (Some(_), Some(raft)) => raft.handle(channel, request),
+            _ => Box::pin(std::future::ready(None)),
+        }
+    }
+}

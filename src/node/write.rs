@@ -1,0 +1,43 @@
+//! Writes: admit, propose, and say what became of them.
+//!
+//! Guarantees: every answer is "done", "refused, nothing changed" or "unknown". Leaves out: merging, forwarding and
+//! stamping (`raft`'s proposer), and limits on sizes (`api`, which checks before anything reaches this room).
+
+use std::time::Duration;
+
+use super::Node;
+use super::request::WriteError;
+use crate::clock::Instant;
+use crate::raft::ProposeError;
+use crate::state::{Command, Operation, Principal, Reply, RequestId, Txn, TxnReply};
+use crate::types::WallTime;
+
+/// When a writer that was turned away may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Proposes a transaction and waits for its outcome, no longer than to `deadline`.
+    ///
+    /// # Errors
+    /// [`WriteError`]; only [`WriteError::OutcomeUnknown`] leaves open whether it was or will be done.
+    pub async fn write(
+        &self,
+        txn: Txn,
+        principal: Principal,
+        request: Option<RequestId>,
+        deadline: Instant,
+    ) -> Result<TxnReply, WriteError> {
+        let raft = self.raft().map_err(WriteError::NotReady)?;
+        // The leader stamps the time when it proposes.
+        let command = Command { proposed_at: WallTime::ZERO, principal, request, operation: Operation::Txn(txn) };
+        let outcome = raft.propose(command, deadline).await.map_err(|error| match error {
+            ProposeError::NoLeader | ProposeError::NotLeader(_) => WriteError::NoLeader,
+            ProposeError::NoQuorum => WriteError::NoQuorum,
+            ProposeError::Overloaded => WriteError::Overloaded { retry_after: RETRY_AFTER },
+            ProposeError::Stopping => WriteError::NotReady("it is stopping".into()),
+            ProposeError::Unknown(reason) => WriteError::OutcomeUnknown(reason),
+        })?;
+        let Reply::Txn(reply) = outcome?;
+        Ok(reply)
+    }
+}

@@ -1,0 +1,73 @@
+//! The thread that moves applied records from memory to the state engine.
+//!
+//! Guarantees: one thread per state machine, ended when its owner lets go of it; a failed flush ends the process; whoever
+//! waits for room is woken after each checkpoint. Leaves out: what a checkpoint does (`state::Checkpointer`).
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::fatal::Fatal;
+use super::metrics::StateMetrics;
+use crate::clock;
+use crate::state::{CheckpointHandle, Checkpointer};
+
+/// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
+pub(super) struct CheckpointThread {
+    handle: CheckpointHandle,
+    done: Arc<Notify>,
+    fatal: Fatal,
+}
+
+impl CheckpointThread {
+    pub(super) fn spawn(checkpointer: Checkpointer, metrics: StateMetrics, fatal: Fatal) -> io::Result<Self> {
+        let done = Arc::new(Notify::new());
+        let handle = checkpointer.handle();
+        let notify = done.clone();
+        let raise = fatal.clone();
+        let work = move || {
+            while checkpointer.wait() {
+                let started = clock::now();
+                match checkpointer.run() {
+                    Ok(report) => {
+                        metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
+                        metrics.checkpoint_records.inc_by(report.records);
+                        tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
+                    }
+                    Err(error) => raise.raise(&format!("writing a checkpoint of the state failed: {error}")),
+                }
+                notify.notify_waiters();
+                if raise.reason().is_some() {
+                    break;
+                }
+            }
+        };
+        std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
+        Ok(Self { handle, done, fatal })
+    }
+
+    /// Asks for a checkpoint soon.
+    pub(super) fn request(&self) {
+        self.handle.request();
+    }
+
+    /// Waits for the next checkpoint to end, or for the failure after which there will be none.
+    pub(super) async fn make_room(&self) {
+        let done = self.done.notified();
+        tokio::pin!(done);
+        // Registered before the request, so that a quick checkpoint is not missed.
+        done.as_mut().enable();
+        self.handle.request();
+        tokio::select! {
+            () = done => {}
+            _ = self.fatal.raised() => {}
+        }
+    }
+}
+
+impl Drop for CheckpointThread {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}

@@ -1,0 +1,273 @@
+//! What members say to each other: an envelope that names cluster, sender and addressee, and one request or response.
+//!
+//! ```text
+//! version (1) | postcard of Envelope { cluster, from, to } and the body
+//! ```
+//!
+//! Guarantees: a message of another cluster, for another node, or of a newer format is refused by name and never acted on.
+//! Leaves out: connections and deadlines (`transport`), and what a request does (`server`).
+
+use bytes::Bytes;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
+use crate::state::Outcome;
+use crate::types::{ClusterId, LogIndex, NodeId};
+
+/// The newest message format.
+const MESSAGE_VERSION: u8 = 1;
+
+/// Who says something to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    /// The cluster both belong to.
+    pub(super) cluster: ClusterId,
+    /// The sender.
+    pub(super) from: NodeId,
+    /// The addressee.
+    pub(super) to: NodeId,
+}
+
+/// What a member may ask of another.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Replicate entries, or a heartbeat.
+    Append(AppendEntriesRequest<TypeConfig>),
+    /// Ask for a vote.
+    Vote(VoteRequest<TypeConfig>),
+    /// Ask whether a vote would be granted.
+    PreVote(VoteRequest<TypeConfig>),
+    /// Tell a follower to take over.
+    TransferLeader {
+        /// The leader that gives up.
+        from: Vote,
+        /// The follower that takes over.
+        to: NodeId,
+        /// What the follower must have.
+        last_log_id: Option<LogId>,
+    },
+    /// Announce a snapshot file.
+    SnapshotBegin(SnapshotOffer),
+    /// One part of an announced file.
+    SnapshotPart(SnapshotPart),
+    /// The file is complete: verify and install it.
+    SnapshotEnd(SnapshotOffer),
+    /// Ask the leader up to which entry a linearizable read must be applied.
+    ReadIndex {
+        /// How long the leader may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Ask the leader to propose commands.
+    Forward {
+        /// The encoded commands ([`crate::state::Batch`]).
+        commands: Bytes,
+        /// How long the leader may take, in milliseconds.
+        timeout_ms: u64,
+    },
+}
+
+/// What a snapshot transfer is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotOffer {
+    /// The leader's vote.
+    pub(super) vote: Vote,
+    /// What the snapshot covers.
+    pub(super) meta: SnapshotMeta,
+    /// Size of the file in bytes.
+    pub(super) file_bytes: u64,
+    /// SHA-256 of the file.
+    pub(super) sha256: [u8; 32],
+}
+
+/// A piece of a snapshot file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotPart {
+    /// Which file.
+    pub(super) sha256: [u8; 32],
+    /// Where in the file it belongs.
+    pub(super) offset: u64,
+    /// CRC-32C of the bytes.
+    pub(super) crc: u32,
+    /// The bytes.
+    pub(super) bytes: Bytes,
+}
+
+/// The answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Response {
+    /// To [`Request::Append`].
+    Append(AppendEntriesResponse<TypeConfig>),
+    /// To [`Request::Vote`] and [`Request::PreVote`].
+    Vote(VoteResponse<TypeConfig>),
+    /// To [`Request::TransferLeader`].
+    TransferLeader(Result<(), String>),
+    /// To [`Request::SnapshotBegin`] and [`Request::SnapshotPart`]: how many bytes of the file are there.
+    SnapshotProgress {
+        /// Bytes received and kept, from the beginning of the file.
+        received: u64,
+    },
+    /// To [`Request::SnapshotEnd`].
+    SnapshotInstalled(SnapshotResponse<TypeConfig>),
+    /// To [`Request::ReadIndex`].
+    ReadIndex(Result<LogIndex, ReadIndexRefusal>),
+    /// To [`Request::Forward`]: one outcome a command, or why none was proposed or what became of it is unknown.
+    Forward(Result<Vec<Outcome>, ForwardRefusal>),
+    /// The addressee could not act on the message.
+    Refused(String),
+}
+
+/// Why there is no read index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ReadIndexRefusal {
+    /// The addressee does not lead; perhaps this one does.
+    NotLeader(Option<NodeId>),
+    /// The addressee leads but has lost its quorum.
+    NoQuorum,
+}
+
+/// Why forwarded commands have no outcomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ForwardRefusal {
+    /// The addressee does not lead, so nothing was proposed: a forwarded command is never forwarded again.
+    NotLeader(Option<NodeId>),
+    /// Nothing was proposed, for this reason.
+    NotProposed(String),
+    /// Proposed, but what became of it is not known.
+    Unknown(String),
+}
+
+/// Why bytes are no message for this node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum MessageError {
+    /// From a newer program.
+    #[error("peer message format {0} is newer than the newest this program knows ({MESSAGE_VERSION}); upgrade it")]
+    Newer(u8),
+    /// Not a message.
+    #[error("not a peer message: {0}")]
+    Malformed(String),
+    /// From another cluster.
+    #[error("the message is of cluster {found}, this node belongs to cluster {expected}")]
+    OtherCluster {
+        /// The cluster of this node.
+        expected: ClusterId,
+        /// The cluster of the sender.
+        found: ClusterId,
+    },
+    /// For another node.
+    #[error("the message is for node {found}, this is node {expected}")]
+    OtherNode {
+        /// This node.
+        expected: NodeId,
+        /// The addressee.
+        found: NodeId,
+    },
+}
+
+/// Encodes a request with its envelope.
+///
+/// # Errors
+/// [`MessageError::Malformed`] if a value refuses to be serialized, which none of these do.
+pub(super) fn encode_request(envelope: Envelope, request: &Request) -> Result<Bytes, MessageError> {
+    encode(&(envelope, request))
+}
+
+/// Encodes a response. It needs no envelope: it belongs to its call.
+///
+/// # Errors
+/// As [`encode_request`].
+pub(super) fn encode_response(response: &Response) -> Result<Bytes, MessageError> {
+    encode(response)
+}
+
+/// Decodes a request and checks that it is meant for this node of this cluster.
+///
+/// # Errors
+/// [`MessageError`].
+pub(super) fn decode_request(
+    bytes: &[u8],
+    cluster: ClusterId,
+    node: NodeId,
+) -> Result<(Envelope, Request), MessageError> {
+    let (envelope, request): (Envelope, Request) = decode(bytes)?;
+    if envelope.cluster != cluster {
+        return Err(MessageError::OtherCluster { expected: cluster, found: envelope.cluster });
+    }
+    if envelope.to != node {
+        return Err(MessageError::OtherNode { expected: node, found: envelope.to });
+    }
+    Ok((envelope, request))
+}
+
+/// Decodes a response.
+///
+/// # Errors
+/// [`MessageError`].
+pub(super) fn decode_response(bytes: &[u8]) -> Result<Response, MessageError> {
+    decode(bytes)
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, MessageError> {
+    let out = vec![MESSAGE_VERSION];
+    let out = postcard::to_extend(value, out).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    Ok(Bytes::from(out))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
+    match bytes.split_first() {
+        Some((&MESSAGE_VERSION, body)) => {
+            postcard::from_bytes(body).map_err(|error| MessageError::Malformed(error.to_string()))
+        }
+        Some((&version, _)) if version > MESSAGE_VERSION => Err(MessageError::Newer(version)),
+        _ => Err(MessageError::Malformed("no version".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ENVELOPE: Envelope = Envelope { cluster: ClusterId::new(7), from: NodeId::new(1), to: NodeId::new(2) };
+
+    fn bytes() -> Bytes {
+        encode_request(ENVELOPE, &Request::ReadIndex { timeout_ms: 5 }).unwrap()
+    }
+
+    #[test]
+    fn a_request_comes_back() {
+        let (envelope, request) = decode_request(&bytes(), ENVELOPE.cluster, ENVELOPE.to).unwrap();
+        assert_eq!(envelope, ENVELOPE);
+        assert!(matches!(request, Request::ReadIndex { timeout_ms: 5 }));
+    }
+
+    #[test]
+    fn messages_of_other_clusters_and_for_other_nodes_are_refused_by_name() {
+        let other = decode_request(&bytes(), ClusterId::new(8), ENVELOPE.to).unwrap_err();
+        assert_eq!(other.to_string(), "the message is of cluster 7, this node belongs to cluster 8");
+        let other = decode_request(&bytes(), ENVELOPE.cluster, NodeId::new(3)).unwrap_err();
+        assert_eq!(other.to_string(), "the message is for node 2, this is node 3");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_number() {
+        let mut newer = bytes().to_vec();
+        newer[0] = 9;
+        assert_eq!(decode_request(&newer, ENVELOPE.cluster, ENVELOPE.to).unwrap_err(), MessageError::Newer(9));
+    }
+
+    #[test]
+    fn the_bytes_of_format_one_stay_readable() {
+        assert_eq!(&bytes()[..], b"\x01\x07\x01\x02\x07\x05");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = decode_request(&bytes, ENVELOPE.cluster, ENVELOPE.to);
+            let _ = decode_response(&bytes);
+        }
+    }
+}

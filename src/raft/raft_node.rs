@@ -1,0 +1,395 @@
+//! [`RaftNode`]: what the rest of the house sees of consensus.
+//!
+//! Guarantees: opening follows the start-up path (log, snapshots, state, replay) and fails with a reason rather than serving
+//! anything doubtful; every call is bounded by a deadline; stopping ends every task it started. Leaves out: clients,
+//! identity and the forming of a cluster (`node`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::error::{InitializeError, RaftError};
+use openraft::{RaftMetrics, ServerState};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::config::RaftConfig;
+use super::engine_home::EngineHome;
+use super::fatal::Fatal;
+use super::leadership::{Leader, Leadership};
+use super::log_store::{LogError, LogStore};
+use super::maintenance::Maintenance;
+use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
+use super::network::{NetworkFactory, Peers};
+use super::proposer::{ProposeError, Proposer};
+use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
+use super::recovery::{RecoveryError, recover};
+use super::server::PeerServer;
+use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
+use super::snapshot_transfer::Receiver;
+use super::state_store::{AppliedTo, StateAccess, StateStore};
+use super::types::TypeConfig;
+use crate::clock::{self, Instant};
+use crate::state::{Command, Outcome, StateReader};
+use crate::transport::{PeerHandler, Transport};
+use crate::types::{ClusterId, LogPosition, Member, NodeId};
+
+/// Why consensus can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log can't be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The snapshot directory can't be opened.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotStoreError),
+    /// The state can't be opened or rebuilt.
+    #[error(transparent)]
+    State(#[from] RecoveryError),
+    /// Something else of the operating system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// openraft refused what it found.
+    #[error("consensus can't start: {0}")]
+    Raft(String),
+}
+
+/// Who this node is and how it reaches others.
+pub struct RaftIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub me: NodeId,
+    /// The way to other members.
+    pub transport: Arc<dyn Transport>,
+}
+
+/// Raft's state at one moment.
+#[derive(Debug, Clone)]
+pub struct RaftStatus {
+    /// openraft's own figures.
+    metrics: RaftMetrics<TypeConfig>,
+}
+
+/// Consensus and the replicated state on this node. A cheap handle.
+#[derive(Clone)]
+pub struct RaftNode(Arc<Inner>);
+
+struct Inner {
+    raft: openraft::Raft<TypeConfig, StateStore>,
+    me: NodeId,
+    log: LogStore,
+    state: StateAccess,
+    proposer: Proposer,
+    barrier: ReadBarrier,
+    leadership: Leadership,
+    server: Arc<PeerServer>,
+    fatal: Fatal,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl RaftNode {
+    /// Opens log, snapshots and state, replays what is committed, and starts.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(
+        config: &RaftConfig,
+        identity: RaftIdentity,
+        registry: &mut Registry,
+        fatal: Fatal,
+    ) -> Result<Self, OpenError> {
+        let RaftIdentity { cluster, me, transport } = identity;
+        let mut log = LogStore::open(&config.data_dir.join("log"), config.log.clone())?;
+        log.metrics().register(registry);
+        let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
+        let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
+        let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
+        let metrics = StateMetrics::register(registry);
+        let (store, state) =
+            StateStore::new(recovered, home, config.state.clone(), snapshots, metrics, fatal.clone())?;
+
+        let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
+        let peers = Peers { transport, cluster, me };
+        let network = NetworkFactory(peers.clone());
+        let raft = openraft::Raft::new(me, raft_config, network, log.clone(), store)
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+
+        let shutdown = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let leadership = Leadership::new(me, raft.server_metrics());
+        let proposer_metrics = ProposerMetrics::register(registry);
+        let (proposer, proposer_loop) =
+            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), proposer_metrics, shutdown.clone());
+        let timeout = config.timers.election_max;
+        let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
+        let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
+        let receiver = Mutex::new(Receiver::new(state.snapshots.dir()));
+        let server = Arc::new(PeerServer {
+            cluster,
+            me,
+            raft: raft.clone(),
+            proposer: proposer.clone(),
+            read_index: source,
+            state: state.clone(),
+            receiver,
+        });
+        registry.register_collector(Box::new(RaftCollector {
+            metrics: raft.metrics(),
+            state: state.clone(),
+            log: log.clone(),
+        }));
+        let maintenance = Maintenance {
+            raft: raft.clone(),
+            log: log.clone(),
+            state: state.clone(),
+            barrier: barrier.clone(),
+            snapshot_log_bytes: config.snapshot_log_bytes,
+            fatal: fatal.clone(),
+        };
+        tasks.spawn(proposer_loop.run());
+        tasks.spawn(barrier_loop.run());
+        maintenance.spawn(&tasks, &shutdown);
+        tasks.close();
+        Ok(Self(Arc::new(Inner { raft, me, log, state, proposer, barrier, leadership, server, fatal, shutdown, tasks })))
+    }
+
+    /// Answers other members' calls.
+    #[must_use]
+    pub fn handler(&self) -> Arc<dyn PeerHandler> {
+        self.0.server.clone()
+    }
+
+    /// Whether this node has ever been part of a formed cluster: its log or its vote is not empty.
+    ///
+    /// # Errors
+    /// Raft has stopped.
+    pub async fn is_initialized(&self) -> Result<bool, OpenError> {
+        self.0.raft.is_initialized().await.map_err(|error| OpenError::Raft(error.to_string()))
+    }
+
+    /// Waits until [`Self::is_initialized`] holds, or Raft has stopped.
+    pub async fn wait_initialized(&self) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            metrics.borrow_and_update();
+            if !matches!(self.is_initialized().await, Ok(false)) || metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes the first membership of a new cluster. Done before, it changes nothing.
+    ///
+    /// # Errors
+    /// Raft has stopped, or this node is not among the members.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), OpenError> {
+        match self.0.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(OpenError::Raft(error.to_string())),
+        }
+    }
+
+    /// Proposes one command and waits for its outcome, no longer than to `deadline`. A follower forwards it, one hop.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; only [`ProposeError::Unknown`] leaves open whether it was or will be applied.
+    pub async fn propose(&self, command: Command, deadline: Instant) -> Result<Outcome, ProposeError> {
+        let mut outcomes = self.0.proposer.submit(vec![command], true, deadline).await?;
+        outcomes.pop().ok_or_else(|| ProposeError::Unknown("the outcome is missing".into()))
+    }
+
+    /// Returns once everything acknowledged anywhere before the call is applied here.
+    ///
+    /// # Errors
+    /// [`BarrierError`].
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<(), BarrierError> {
+        self.0.barrier.wait(deadline).await
+    }
+
+    /// The local data is no older than this, proven on this node's clock alone; `None` if nothing is proven yet.
+    #[must_use]
+    pub fn staleness(&self) -> Option<Duration> {
+        self.0.barrier.freshness().staleness()
+    }
+
+    /// Reads of the local state.
+    #[must_use]
+    pub fn reader(&self) -> Arc<StateReader> {
+        self.0.state.reader()
+    }
+
+    /// News of what is applied here.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<AppliedTo> {
+        self.0.state.applied()
+    }
+
+    /// Who leads, as this node knows it.
+    #[must_use]
+    pub fn leader(&self) -> Leader {
+        self.0.leadership.leader()
+    }
+
+    /// Raft's state at this moment.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        RaftStatus { metrics: self.0.raft.metrics().borrow_watched().clone() }
+    }
+
+    /// Bytes of the Raft log on disk.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.0.log.size_on_disk()
+    }
+
+    /// Bytes of the snapshot files on disk.
+    #[must_use]
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.0.state.snapshots.size_on_disk()
+    }
+
+    /// A snapshot that holds at least everything applied before the call.
+    ///
+    /// # Errors
+    /// It was not built by `deadline`, or this node stops.
+    pub async fn snapshot(&self, deadline: Instant) -> Result<SnapshotHandle, BarrierError> {
+        let wanted = self.0.state.applied().borrow().position;
+        let covers = |file: &SnapshotHandle| file.meta().position >= wanted;
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            metrics.borrow_and_update();
+            if let Some(newest) = self.0.state.snapshots.newest().filter(covers) {
+                return Ok(newest);
+            }
+            // Asking again while one is being built changes nothing; one that was begun earlier may not reach far enough.
+            self.0.raft.trigger().snapshot().await.map_err(|_| BarrierError::Stopping)?;
+            match tokio::time::timeout_at(deadline.min(clock::now() + SNAPSHOT_POLL), metrics.changed()).await {
+                Ok(Err(_)) => return Err(BarrierError::Stopping),
+                Ok(Ok(())) | Err(_) if clock::now() >= deadline => return Err(BarrierError::Lagging),
+                Ok(Ok(())) | Err(_) => {}
+            }
+        }
+    }
+
+    /// The failure after which this process must end.
+    #[must_use]
+    pub fn fatal(&self) -> &Fatal {
+        &self.0.fatal
+    }
+
+    /// Stops Raft and every task of it. What was acknowledged is on disk already.
+    pub async fn stop(&self) {
+        self.0.shutdown.cancel();
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        self.0.tasks.wait().await;
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.0.me
+    }
+}
+
+/// How often a wanted snapshot is looked for where no news comes.
+const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
+
+/// The part a member plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RaftRole {
+    /// Orders the writes.
+    Leader,
+    /// Follows and votes.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Stopped.
+    Shutdown,
+}
+
+impl RaftStatus {
+    /// The part this node plays.
+    #[must_use]
+    pub fn role(&self) -> RaftRole {
+        match self.metrics.state {
+            ServerState::Leader => RaftRole::Leader,
+            ServerState::Follower => RaftRole::Follower,
+            ServerState::Candidate => RaftRole::Candidate,
+            ServerState::Learner => RaftRole::Learner,
+            ServerState::Shutdown => RaftRole::Shutdown,
+        }
+    }
+
+    /// The current term.
+    #[must_use]
+    pub fn term(&self) -> crate::types::Term {
+        self.metrics.current_term
+    }
+
+    /// The leader this node knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.metrics.current_leader
+    }
+
+    /// Index of the last log entry.
+    #[must_use]
+    pub fn last_log_index(&self) -> Option<u64> {
+        self.metrics.last_log_index
+    }
+
+    /// The last entry known to be committed.
+    #[must_use]
+    pub fn committed(&self) -> Option<LogPosition> {
+        self.metrics.local_committed.map(Into::into)
+    }
+
+    /// The last entry covered by a snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<LogPosition> {
+        self.metrics.snapshot.map(Into::into)
+    }
+
+    /// The last entry removed from the log.
+    #[must_use]
+    pub fn purged(&self) -> Option<LogPosition> {
+        self.metrics.purged.map(Into::into)
+    }
+
+    /// Time since a quorum last confirmed this node's leadership; `None` where it does not lead.
+    #[must_use]
+    pub fn quorum_age(&self) -> Option<Duration> {
+        self.metrics.last_quorum_acked.as_ref().map(|at| at.elapsed())
+    }
+
+    /// Every member: id, what is known of it, whether it votes.
+    #[must_use]
+    pub fn members(&self) -> Vec<(NodeId, Member, bool)> {
+        let membership = self.metrics.membership_config.membership();
+        let voters: Vec<NodeId> = membership.voter_ids().collect();
+        membership.nodes().map(|(id, member)| (*id, member.clone(), voters.contains(id))).collect()
+    }
+
+    /// How far the log of a member is known to reach; known to the leader alone.
+    #[must_use]
+    pub fn matched(&self, id: NodeId) -> Option<LogPosition> {
+        self.metrics.replication.as_ref()?.get(&id)?.map(Into::into)
+    }
+
+    /// Time since this leader last heard from a member; `None` where it does not lead or never did.
+    #[must_use]
+    pub fn heard_from(&self, id: NodeId) -> Option<Duration> {
+        self.metrics.heartbeat.as_ref()?.get(&id)?.as_ref().map(|at| at.elapsed())
+    }
+}

@@ -1,0 +1,129 @@
+//! Answers the calls of other members.
+//!
+//! Guarantees: only messages of this cluster for this node are acted on; a forwarded command is proposed here or refused,
+//! never forwarded again; a snapshot is verified before it is installed. Leaves out: connections (`transport`).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::raft::{SnapshotResponse, TransferLeaderRequest};
+use tokio::sync::Mutex;
+
+use super::messages::{
+    ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response,
+};
+use super::proposer::{ProposeError, Proposer};
+use super::read_barrier::ReadIndexSource;
+use super::snapshot_transfer::Receiver;
+use super::state_store::{StateAccess, StateStore};
+use super::types::{Snapshot, TypeConfig};
+use crate::clock;
+use crate::state::Batch;
+use crate::transport::{BoxFuture, Channel, PeerHandler};
+use crate::types::{ClusterId, LogPosition, NodeId};
+
+/// A caller that asks for longer is given this long.
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// Answers for one node.
+pub(super) struct PeerServer {
+    pub(super) cluster: ClusterId,
+    pub(super) me: NodeId,
+    pub(super) raft: openraft::Raft<TypeConfig, StateStore>,
+    pub(super) proposer: Proposer,
+    pub(super) read_index: ReadIndexSource,
+    pub(super) state: StateAccess,
+    pub(super) receiver: Mutex<Receiver>,
+}
+
+impl PeerHandler for PeerServer {
+    fn handle(&self, _channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
+        Box::pin(async move {
+            let response = match decode_request(&request, self.cluster, self.me) {
+                Ok((_, request)) => self.answer(request).await.unwrap_or_else(|error| Response::Refused(error.to_string())),
+                Err(error) => Response::Refused(error.to_string()),
+            };
+            encode_response(&response).ok()
+        })
+    }
+}
+
+impl PeerServer {
+    async fn answer(&self, request: Request) -> io::Result<Response> {
+        Ok(match request {
+            Request::Append(rpc) => Response::Append(self.raft.append_entries(rpc).await.map_err(io::Error::other)?),
+            Request::Vote(rpc) => Response::Vote(self.raft.vote(rpc).await.map_err(io::Error::other)?),
+            Request::PreVote(rpc) => Response::Vote(self.raft.pre_vote(rpc).await.map_err(io::Error::other)?),
+            Request::TransferLeader { from, to, last_log_id } => {
+                let request = TransferLeaderRequest::new(from, to, last_log_id);
+                let result = self.raft.handle_transfer_leader(request).await.map_err(io::Error::other)?;
+                Response::TransferLeader(result.map_err(|error| error.to_string()))
+            }
+            Request::SnapshotBegin(offer) => self.begin_snapshot(offer).await?,
+            Request::SnapshotPart(part) => {
+                let received = self.receiver.lock().await.part(part).await.map_err(io::Error::other)?;
+                Response::SnapshotProgress { received }
+            }
+            Request::SnapshotEnd(offer) => self.install_snapshot(offer).await?,
+            Request::ReadIndex { timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms).min(CALL_TIMEOUT_MAX);
+                Response::ReadIndex(self.read_index.as_leader(timeout).await)
+            }
+            Request::Forward { commands, timeout_ms } => Response::Forward(self.propose(commands, timeout_ms).await),
+        })
+    }
+
+    async fn propose(&self, commands: Bytes, timeout_ms: u64) -> Result<Vec<crate::state::Outcome>, ForwardRefusal> {
+        let commands =
+            Batch::from(commands).decode().map_err(|error| ForwardRefusal::NotProposed(error.to_string()))?;
+        let deadline = clock::now() + Duration::from_millis(timeout_ms).min(CALL_TIMEOUT_MAX);
+        self.proposer.submit(commands, false, deadline).await.map_err(|error| match error {
+            ProposeError::NotLeader(hint) => ForwardRefusal::NotLeader(hint),
+            ProposeError::Unknown(reason) => ForwardRefusal::Unknown(reason),
+            ProposeError::NoLeader | ProposeError::NoQuorum | ProposeError::Overloaded | ProposeError::Stopping => {
+                ForwardRefusal::NotProposed(error.to_string())
+            }
+        })
+    }
+
+    /// Whether this node is past the snapshot already, so that it needs no byte of it.
+    fn has_applied(&self, offer: &SnapshotOffer) -> bool {
+        let offered = offer.meta.last_log_id.map(LogPosition::from);
+        self.state.applied().borrow().position >= offered
+    }
+
+    async fn begin_snapshot(&self, offer: SnapshotOffer) -> io::Result<Response> {
+        if self.has_applied(&offer) {
+            return Ok(Response::SnapshotProgress { received: offer.file_bytes });
+        }
+        let received = self.receiver.lock().await.begin(offer).await.map_err(io::Error::other)?;
+        Ok(Response::SnapshotProgress { received })
+    }
+
+    async fn install_snapshot(&self, offer: SnapshotOffer) -> io::Result<Response> {
+        // Held all through: a second transfer waits until this one is installed, and then finds it applied.
+        let mut receiver = self.receiver.lock().await;
+        if self.has_applied(&offer) {
+            let vote = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(io::Error::other)?;
+            return Ok(Response::SnapshotInstalled(SnapshotResponse::new(vote)));
+        }
+        let incoming = receiver.end(&offer).await.map_err(io::Error::other)?;
+        let snapshots = Arc::clone(&self.state.snapshots);
+        let (path, sha256) = (incoming.clone(), offer.sha256);
+        let adopted = tokio::task::spawn_blocking(move || snapshots.adopt(&path, sha256)).await?;
+        let handle = match adopted {
+            Ok(handle) => handle,
+            Err(error) => {
+                // Damaged on the way or at its source: it must not be taken for the beginning of the next transfer.
+                tokio::fs::remove_file(&incoming).await.ok();
+                return Err(error.into());
+            }
+        };
+        tracing::info!(file = %handle.path().display(), bytes = handle.file_bytes(), "installing a snapshot from the leader");
+        let snapshot = Snapshot { meta: handle.raft_meta().clone(), snapshot: handle };
+        let response = self.raft.install_full_snapshot(offer.vote, snapshot).await.map_err(io::Error::other)?;
+        Ok(Response::SnapshotInstalled(response))
+    }
+}

@@ -1,0 +1,268 @@
+//! The snapshot files of this node: `snapshots/<term>-<index>.snapshot`, the newest two.
+//!
+//! Guarantees: a file that stands under its final name was complete, fsynced and verified when it got it; the files a
+//! [`SnapshotHandle`] holds are not removed. Leaves out: the format (`state::snapshot`), and when one is built.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::membership::{MembershipError, decode_membership};
+use super::snapshot_transfer::is_incoming;
+use super::types::SnapshotMeta;
+use crate::clock;
+use crate::state::snapshot::{self, SnapshotError};
+use crate::state::{Applied, PinnedState};
+use crate::storage;
+use crate::types::ClusterId;
+
+/// How many files are kept: the newest, and one more in case it turns out damaged.
+const FILES_KEPT: usize = 2;
+
+/// What a complete file is called.
+const EXTENSION: &str = "snapshot";
+
+/// What goes wrong with snapshot files.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotStoreError {
+    /// The directory can't be used.
+    #[error("can't use the snapshot directory {path}: {source}")]
+    Dir {
+        /// Which directory.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file can't be read or is damaged.
+    #[error(transparent)]
+    File(#[from] SnapshotError),
+    /// A file can't be written.
+    #[error(transparent)]
+    Write(#[from] snapshot::WriteError<storage::Error>),
+    /// The membership in a file can't be decoded.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// A file of another cluster.
+    #[error("the snapshot is of cluster {found}, this node belongs to cluster {expected}")]
+    OtherCluster {
+        /// The cluster of this node.
+        expected: ClusterId,
+        /// The cluster in the file.
+        found: ClusterId,
+    },
+}
+
+impl From<SnapshotStoreError> for io::Error {
+    fn from(error: SnapshotStoreError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// A complete snapshot file. While it is held, the file stays.
+#[derive(Debug, Clone)]
+pub struct SnapshotHandle(Arc<SnapshotFile>);
+
+#[derive(Debug)]
+struct SnapshotFile {
+    path: PathBuf,
+    meta: snapshot::SnapshotMeta,
+    raft_meta: SnapshotMeta,
+    file_bytes: u64,
+    sha256: OnceLock<[u8; 32]>,
+}
+
+impl SnapshotHandle {
+    fn open(path: PathBuf, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
+        let meta = snapshot::inspect(&path)?;
+        let file_bytes =
+            path.metadata().map_err(|source| SnapshotStoreError::Dir { path: path.display().to_string(), source })?.len();
+        Self::new(path, meta, file_bytes, None, cluster)
+    }
+
+    fn new(
+        path: PathBuf,
+        meta: snapshot::SnapshotMeta,
+        file_bytes: u64,
+        sha256: Option<[u8; 32]>,
+        cluster: ClusterId,
+    ) -> Result<Self, SnapshotStoreError> {
+        if meta.cluster_id != cluster {
+            return Err(SnapshotStoreError::OtherCluster { expected: cluster, found: meta.cluster_id });
+        }
+        let last_membership = decode_membership(&meta.membership)?;
+        let raft_meta = SnapshotMeta { last_log_id: meta.position.map(Into::into), last_membership };
+        let sha256 = sha256.map_or_else(OnceLock::new, OnceLock::from);
+        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256 })))
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn meta(&self) -> &snapshot::SnapshotMeta {
+        &self.0.meta
+    }
+
+    /// What it holds, in openraft's terms.
+    pub(super) fn raft_meta(&self) -> &SnapshotMeta {
+        &self.0.raft_meta
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.0.file_bytes
+    }
+
+    /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process.
+    ///
+    /// # Errors
+    /// The file is damaged or can't be read.
+    pub fn sha256(&self) -> Result<[u8; 32], SnapshotError> {
+        if let Some(digest) = self.0.sha256.get() {
+            return Ok(*digest);
+        }
+        let digest = snapshot::verify(&self.0.path)?.sha256;
+        Ok(*self.0.sha256.get_or_init(|| digest))
+    }
+}
+
+/// The directory of snapshot files.
+#[derive(Debug)]
+pub struct SnapshotStore {
+    dir: PathBuf,
+    cluster: ClusterId,
+    /// Newest first; more than [`FILES_KEPT`] only while older ones are held by others.
+    files: Mutex<Vec<SnapshotHandle>>,
+}
+
+impl SnapshotStore {
+    /// Opens the directory, creating it if need be. Leftovers of interrupted writes are removed; a file that can't be read
+    /// is left where it is and passed over.
+    ///
+    /// # Errors
+    /// The directory can't be read or holds a snapshot of another cluster.
+    pub fn open(dir: &Path, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
+        let io = |source| SnapshotStoreError::Dir { path: dir.display().to_string(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                match SnapshotHandle::open(path, cluster) {
+                    Ok(handle) => files.push(handle),
+                    Err(error @ SnapshotStoreError::OtherCluster { .. }) => return Err(error),
+                    Err(error) => tracing::error!(file = name, %error, "passing over a snapshot that can't be read"),
+                }
+            } else if !is_incoming(&name) {
+                tracing::warn!(file = name, "removing what an interrupted snapshot left behind");
+                std::fs::remove_file(&path).map_err(io)?;
+            }
+        }
+        files.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
+        Ok(Self { dir: dir.to_owned(), cluster, files: Mutex::new(files) })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The newest snapshot.
+    #[must_use]
+    pub fn newest(&self) -> Option<SnapshotHandle> {
+        self.files.lock().first().cloned()
+    }
+
+    /// All of them, newest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<SnapshotHandle> {
+        self.files.lock().clone()
+    }
+
+    /// Bytes all files take.
+    #[must_use]
+    pub fn size_on_disk(&self) -> u64 {
+        self.files.lock().iter().map(SnapshotHandle::file_bytes).sum()
+    }
+
+    /// Writes a snapshot of a pinned state, fsynced and read back. Takes as long as the state is large.
+    ///
+    /// # Errors
+    /// The disk or the state engine failed, or what was read back is not what was written.
+    pub fn write(&self, pinned: &PinnedState) -> Result<SnapshotHandle, SnapshotStoreError> {
+        let Applied { position, revision, compacted, membership, hash } = pinned.applied().clone();
+        if let Some(newest) = self.newest()
+            && newest.meta().position == position
+        {
+            return Ok(newest);
+        }
+        let created_at = clock::wall();
+        let meta = snapshot::SnapshotMeta {
+            cluster_id: self.cluster,
+            position,
+            membership,
+            revision,
+            compacted,
+            hash,
+            created_at,
+        };
+        let path = self.path_of(&meta);
+        let summary = snapshot::write(&path, &meta, pinned.records())?;
+        let handle = SnapshotHandle::new(path, meta, summary.file_bytes, Some(summary.sha256), self.cluster)?;
+        self.add(handle.clone());
+        Ok(handle)
+    }
+
+    /// Takes over a file that was received: verifies it and gives it its final name.
+    ///
+    /// # Errors
+    /// The file is damaged, of another cluster, or not the one that was announced by this digest.
+    pub fn adopt(&self, incoming: &Path, sha256: [u8; 32]) -> Result<SnapshotHandle, SnapshotStoreError> {
+        let summary = snapshot::verify(incoming)?;
+        if summary.sha256 != sha256 {
+            return Err(SnapshotError::Damaged { at_byte: 0, what: "the file is not the announced one".into() }.into());
+        }
+        let path = self.path_of(&summary.meta);
+        let io = |source| SnapshotStoreError::Dir { path: path.display().to_string(), source };
+        std::fs::rename(incoming, &path).map_err(io)?;
+        std::fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
+        self.add(handle.clone());
+        Ok(handle)
+    }
+
+    fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {
+        let (term, index) = meta.position.map_or((0, 0), |position| (position.term.get(), position.index.get()));
+        self.dir.join(format!("{term}-{index}.{EXTENSION}"))
+    }
+
+    /// Adds a file and removes the oldest that nobody holds.
+    fn add(&self, handle: SnapshotHandle) {
+        let mut files = self.files.lock();
+        files.retain(|file| file.path() != handle.path());
+        files.push(handle);
+        files.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
+        let mut rank = 0;
+        files.retain(|file| {
+            rank += 1;
+            // One holder is this list.
+            if rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
+                return true;
+            }
+            if let Err(error) = std::fs::remove_file(file.path()) {
+                tracing::warn!(file = %file.path().display(), %error, "can't remove an old snapshot");
+            }
+            false
+        });
+    }
+}

@@ -1,0 +1,225 @@
+//! The state machine as openraft sees it.
+//!
+//! Guarantees: all entries that are ready are applied together and become visible at once, before their writers are
+//! answered; a snapshot is pinned between two applies and written while writes go on; an installed snapshot replaces the
+//! state by a swap, so that readers keep what they hold. Leaves out: the semantics (`state`), files (`snapshot_store`) and
+//! moving the overlay to disk (`checkpoint`).
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+use tokio::sync::watch;
+
+use super::checkpoint::CheckpointThread;
+use super::engine_home::EngineHome;
+use super::fatal::Fatal;
+use super::membership::{decode_membership, encode_membership};
+use super::metrics::StateMetrics;
+use super::recovery::{Recovered, load_snapshot};
+use super::snapshot_store::{SnapshotHandle, SnapshotStore};
+use super::types::{ApplyReply, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::clock;
+use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader};
+use crate::types::{LogPosition, Revision};
+
+/// How far this node has applied the log: news for everybody who waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AppliedTo {
+    /// The last applied entry.
+    pub position: Option<LogPosition>,
+    /// The revision of the store behind it.
+    pub revision: Revision,
+}
+
+impl From<&Applied> for AppliedTo {
+    fn from(applied: &Applied) -> Self {
+        Self { position: applied.position, revision: applied.revision }
+    }
+}
+
+/// What others may use of the state while openraft owns it.
+#[derive(Clone)]
+pub(super) struct StateAccess {
+    reader: Arc<ArcSwap<StateReader>>,
+    applied: watch::Receiver<AppliedTo>,
+    pub(super) snapshots: Arc<SnapshotStore>,
+}
+
+impl StateAccess {
+    pub(super) fn reader(&self) -> Arc<StateReader> {
+        self.reader.load_full()
+    }
+
+    pub(super) fn applied(&self) -> watch::Receiver<AppliedTo> {
+        self.applied.clone()
+    }
+}
+
+/// The single writer of the state.
+pub(super) struct StateStore {
+    machine: StateMachine,
+    membership: StoredMembership,
+    checkpoint: CheckpointThread,
+    home: EngineHome,
+    config: StateConfig,
+    reader: Arc<ArcSwap<StateReader>>,
+    applied: watch::Sender<AppliedTo>,
+    snapshots: Arc<SnapshotStore>,
+    metrics: StateMetrics,
+    fatal: Fatal,
+}
+
+impl StateStore {
+    pub(super) fn new(
+        recovered: Recovered,
+        home: EngineHome,
+        config: StateConfig,
+        snapshots: Arc<SnapshotStore>,
+        metrics: StateMetrics,
+        fatal: Fatal,
+    ) -> io::Result<(Self, StateAccess)> {
+        let Recovered { machine, generation } = recovered;
+        home.retire_others(generation);
+        let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
+        let checkpoint = CheckpointThread::spawn(machine.checkpointer(), metrics.clone(), fatal.clone())?;
+        let reader = Arc::new(ArcSwap::from_pointee(machine.reader()));
+        let (applied, applied_rx) = watch::channel(machine.applied().into());
+        let access = StateAccess { reader: reader.clone(), applied: applied_rx, snapshots: snapshots.clone() };
+        Ok((Self { machine, membership, checkpoint, home, config, reader, applied, snapshots, metrics, fatal }, access))
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> io::Result<ApplyReply> {
+        let position = LogPosition::from(entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => self.machine.apply_blank(position),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                self.machine.apply_membership(position, encode_membership(&self.membership));
+            }
+            EntryPayload::Normal(batch) => {
+                let commands = batch.decode().map_err(io::Error::other)?;
+                self.metrics.commands_per_entry.observe(commands.len() as f64);
+                self.metrics.commands.inc_by(commands.len() as u64);
+                let outcomes = self.machine.apply(position, &commands).map_err(io::Error::other)?;
+                return Ok(ApplyReply(outcomes));
+            }
+        }
+        Ok(ApplyReply::default())
+    }
+
+    async fn apply_all<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        let started = clock::now();
+        let mut replies = Vec::new();
+        let mut count = 0_u32;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            while !self.machine.has_room() {
+                // What is applied must be visible before the checkpoint can move it.
+                self.machine.publish();
+                self.checkpoint.make_room().await;
+                self.fatal.check()?;
+            }
+            let reply = self.apply_entry(entry)?;
+            count += 1;
+            if let Some(responder) = responder {
+                replies.push((responder, reply));
+            }
+        }
+        let applied = self.machine.publish();
+        self.applied.send_replace((&*applied).into());
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+        self.metrics.entries_per_apply.observe(f64::from(count));
+        self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
+        let (home, config) = (self.home.clone(), self.config.clone());
+        let loaded = tokio::task::spawn_blocking(move || load_snapshot(&home, &snapshot, &config)).await?;
+        let Recovered { machine, generation } = loaded.map_err(io::Error::other)?;
+        let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
+        let checkpoint = CheckpointThread::spawn(machine.checkpointer(), self.metrics.clone(), self.fatal.clone())?;
+        // The old thread ends, and the old engine closes once the last reader lets go of it.
+        self.checkpoint = checkpoint;
+        self.machine = machine;
+        self.membership = membership;
+        self.reader.store(Arc::new(self.machine.reader()));
+        self.applied.send_replace(self.machine.applied().into());
+        self.home.retire_others(generation);
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateStore {
+    type SnapshotData = SnapshotHandle;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.machine.applied().position.map(Into::into), self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        self.apply_all(entries).await.inspect_err(|error| self.fatal.raise(&format!("applying the log failed: {error}")))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.checkpoint.request();
+        SnapshotBuilder {
+            pinned: Some(self.machine.pin()),
+            snapshots: self.snapshots.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotHandle) -> Result<(), io::Error> {
+        self.install(snapshot)
+            .await
+            .inspect_err(|error| self.fatal.raise(&format!("installing a snapshot failed: {error}")))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotHandle>>, io::Error> {
+        Ok(self.snapshots.newest().map(as_openraft))
+    }
+}
+
+fn as_openraft(snapshot: SnapshotHandle) -> Snapshot<SnapshotHandle> {
+    Snapshot { meta: snapshot.raft_meta().clone(), snapshot }
+}
+
+/// Writes one snapshot of a state that was pinned between two applies.
+pub(super) struct SnapshotBuilder {
+    pinned: Option<PinnedState>,
+    snapshots: Arc<SnapshotStore>,
+    metrics: StateMetrics,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotHandle;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<SnapshotHandle>, io::Error> {
+        let pinned = self.pinned.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
+        let started = clock::now();
+        let snapshots = self.snapshots.clone();
+        let handle = tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await??;
+        self.metrics.snapshot_seconds.observe(started.elapsed().as_secs_f64());
+        tracing::info!(
+            file = %handle.path().display(),
+            bytes = handle.file_bytes(),
+            revision = handle.meta().revision.get(),
+            seconds = started.elapsed().as_secs_f64(),
+            "snapshot written and verified"
+        );
+        Ok(as_openraft(handle))
+    }
+}

@@ -25,6 +25,12 @@ pub enum Error {
     /// The directory is held by another process.
     #[error("{0} is in use by another process")]
     InUse(String),
+    /// A batch above [`BATCH_OPERATIONS_MAX`]: a mistake of the caller; nothing was applied.
+    #[error("a batch of {operations} operations, allowed are {BATCH_OPERATIONS_MAX}: split it")]
+    BatchTooLarge {
+        /// The writes in the refused batch.
+        operations: usize,
+    },
 }
 
 /// One write of a batch.
@@ -96,4 +102,21 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// [`Error`], local and fatal.
     fn size_on_disk(&self) -> Result<u64, Error>;
+}
+
+/// Refuses a batch that is over the limit; every engine calls it first.
+pub(super) fn check_batch(batch: &Batch) -> Result<(), Error> {
+    if batch.len() > BATCH_OPERATIONS_MAX {
+        return Err(Error::BatchTooLarge { operations: batch.len() });
+    }
+    Ok(())
+}
+
+/// Whether no key can lie between the bounds, also when they are the wrong way round, on which `BTreeMap` panics.
+pub(super) fn is_empty_range(start: Bound<&[u8]>, end: Bound<&[u8]>) -> bool {
+    match (start, end) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(start), Bound::Included(end)) => start > end,
+        (Bound::Included(start) | Bound::Excluded(start), Bound::Included(end) | Bound::Excluded(end)) => start >= end,
+    }
 }

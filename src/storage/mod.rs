@@ -5,6 +5,11 @@
 //! seen by it. It does *not* guarantee that a scan is a snapshot: callers write immutable, versioned records and filter.
 //! Leaves out: what the bytes mean.
 
+pub mod conformance;
 mod engine;
+mod memory;
+mod sled;
 
 pub use engine::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Order, Scan, Write};
+pub use memory::{FaultPoint, MemoryEngine};
+pub use sled::{SledConfig, SledEngine};

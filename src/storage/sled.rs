@@ -1,0 +1,340 @@
+//! [`SledEngine`]: the engine on one tree of sled 1.0.0-alpha.124.
+//!
+//! Guarantees what [`Engine`] asks for, and that nothing sled does wrong goes unnoticed where it can be noticed: a panic or
+//! an error inside any call breaks the engine for good, and every later call is refused. Opening happens on a thread of its
+//! own with a time limit, because sled panics or spins on some damaged files instead of reporting them. The store is a
+//! rebuildable checkpoint: whoever gets [`Error::Damaged`] moves the directory aside and rebuilds.
+//!
+//! What the source of this version makes necessary, and what we do about it:
+//!
+//! - With `flush_every_ms(None)`, dropping *any* handle flushes, and each iterator owns one: every scan would be an fsync.
+//!   So the timed flush is set to an interval that never comes, and we flush ourselves before closing.
+//! - A flush that fails never marks its epoch as complete: the next flush, also the one inside `drop`, waits for ever, or
+//!   the flusher thread aborts the process. So a broken engine is leaked, never dropped; its lock goes with the process.
+//! - A write batch holds its leaf locks left to right, a merge of an emptied leaf right to left; a writer's epoch guard is
+//!   not pinned against reclamation by a flush. So one lock of ours serializes commits and flushes. Readers do not take it.
+//! - `apply_batch` never merges emptied leaves: they would stay for ever, in memory and on disk. `remove` does. So deletes
+//!   go through `remove` behind the puts. A crash sees all or nothing even so: sled makes everything between two flushes
+//!   durable as one unit, and no flush can come between.
+//! - A bounded forward iterator walks to the end of the tree once its range is used up. So forward scans are left open at
+//!   the end, and we stop at the bound.
+//! - sled syncs the files it writes and the two directories below its own, but not its settings file, its own directory
+//!   after creating `metadata`, or the parent. So we sync those after opening.
+//!
+//! Leaves out: transactions and snapshot scans, which sled does not have.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Bound;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use thread_local::ThreadLocal;
+
+use super::engine::{self, Batch, Engine, Error, Order, Scan, Write};
+
+/// Records in a leaf at most. Part of the stored format: sled refuses a directory made with another one.
+const LEAF_FANOUT: usize = 128;
+
+/// The zstd level of leaves on disk.
+const ZSTD_LEVEL: i32 = 1;
+
+/// The timed flush in milliseconds: so long that it never comes (see above). About 292 million years.
+const FLUSH_EVERY_MS_NEVER: usize = i64::MAX as usize;
+
+/// The pause between two tries for a directory that a dying process still holds.
+const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The unit of `st_blocks`, whatever the block size of the file system.
+const BLOCK_BYTES: u64 = 512;
+
+type Db = ::sled::Db<LEAF_FANOUT>;
+
+/// How a sled directory is opened.
+#[derive(Debug, Clone)]
+pub struct SledConfig {
+    /// Memory for leaves, in bytes. Not a hard limit; see [`SledEngine`].
+    pub cache_bytes: usize,
+    /// How long opening may take before the directory counts as damaged.
+    pub open_timeout: Duration,
+    /// How long to wait for a directory that another process holds: the system releases the lock of a killed process
+    /// late.
+    pub lock_timeout: Duration,
+}
+
+impl Default for SledConfig {
+    /// 128 MiB of cache, a minute to open, five seconds for the lock.
+    fn default() -> Self {
+        Self {
+            cache_bytes: 128 * 1024 * 1024,
+            open_timeout: Duration::from_secs(60),
+            lock_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// sled's handle is `Send` but not `Sync`: one clone for each thread that has ever called, reused after it ended.
+struct Handles {
+    local: ThreadLocal<Db>,
+    prototype: Mutex<Db>,
+}
+
+/// An [`Engine`] on a directory of sled.
+pub struct SledEngine {
+    /// Present until `drop`.
+    handles: Option<Handles>,
+    /// Held over a whole commit and a whole flush; the order of commits is the order of this lock.
+    writer: Mutex<()>,
+    /// Why the engine may not be used any more.
+    broken: OnceLock<String>,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for SledEngine {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("SledEngine").field("path", &self.path).field("broken", &self.broken.get()).finish()
+    }
+}
+
+impl SledEngine {
+    /// Opens the directory, creating it if it is missing. Blocks for up to `lock_timeout` and `open_timeout` together.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] if another process holds the directory for longer than `lock_timeout`; [`Error::Damaged`] if sled
+    /// finds damage, panics or does not come back within `open_timeout`; [`Error::Io`] for what the system refuses.
+    pub fn open(path: &Path, config: &SledConfig) -> Result<Self, Error> {
+        let mut waited = Duration::ZERO;
+        let db = loop {
+            match open_once(path, config) {
+                Err(Error::InUse(_)) if waited < config.lock_timeout => {
+                    std::thread::sleep(LOCK_RETRY_PAUSE);
+                    waited += LOCK_RETRY_PAUSE;
+                }
+                other => break other?,
+            }
+        };
+        let engine = Self {
+            handles: Some(Handles { local: ThreadLocal::new(), prototype: Mutex::new(db) }),
+            writer: Mutex::new(()),
+            broken: OnceLock::new(),
+            path: path.to_owned(),
+        };
+        engine.sync_creation()?;
+        Ok(engine)
+    }
+
+    /// Makes the directory entries and the settings file durable that sled itself does not sync.
+    fn sync_creation(&self) -> Result<(), Error> {
+        let parent = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        for entry in [self.path.join("durability_cookie"), self.path.join("metadata"), self.path.clone(), parent] {
+            File::open(&entry)
+                .and_then(|file| file.sync_all())
+                .map_err(|source| Error::Io { action: format!("sync {}", entry.display()), source })?;
+        }
+        Ok(())
+    }
+
+    fn db(&self) -> &Db {
+        let handles = self.handles.as_ref().expect("only drop takes the handles away");
+        handles.local.get_or(|| handles.prototype.lock().clone())
+    }
+
+    /// Runs one call into sled. A panic or an error breaks the engine: sled's state behind either is unknown.
+    fn call<T>(&self, action: &str, work: impl FnOnce(&Db) -> io::Result<T>) -> Result<T, Error> {
+        if let Some(reason) = self.broken.get() {
+            return Err(Error::Damaged(format!("the store is unusable since a failure: {reason}")));
+        }
+        let error = match catch_unwind(AssertUnwindSafe(|| work(self.db()))) {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(source)) => classify(&self.path, action, source),
+            Err(panic) => {
+                Error::Damaged(format!("sled panicked: {action} in {}: {}", self.path.display(), panic_text(&*panic)))
+            }
+        };
+        // The first failure is the one worth telling; a loser of the race reports its own once.
+        let _ = self.broken.set(error.to_string());
+        Err(error)
+    }
+}
+
+impl Drop for SledEngine {
+    /// Flushes and closes. What cannot be flushed is left to the next start, which has the log.
+    fn drop(&mut self) {
+        let flushed = self.flush();
+        let handles = self.handles.take();
+        // Dropping sled behind a failure waits for ever or aborts the process.
+        if flushed.is_err() || catch_unwind(AssertUnwindSafe(|| drop(handles))).is_err() {
+            tracing::warn!(path = %self.path.display(), "the store was not closed cleanly");
+        }
+    }
+}
+
+/// One try at opening, on its own thread: sled may panic, or spin on damage.
+fn open_once(path: &Path, config: &SledConfig) -> Result<Db, Error> {
+    let (result_in, result_out) = mpsc::sync_channel(1);
+    let settings = ::sled::Config::new()
+        .path(path)
+        .cache_capacity_bytes(config.cache_bytes)
+        .zstd_compression_level(ZSTD_LEVEL)
+        .flush_every_ms(Some(FLUSH_EVERY_MS_NEVER));
+    std::thread::Builder::new()
+        .name("sled-open".to_owned())
+        .spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| settings.open::<LEAF_FANOUT>()));
+            // Nobody waits any more after a timeout; the handle, if there is one, is closed here.
+            let _ = result_in.send(result.map_err(|panic| panic_text(&*panic)));
+        })
+        .map_err(|source| Error::Io { action: "start the thread that opens the store".to_owned(), source })?;
+    match result_out.recv_timeout(config.open_timeout) {
+        Ok(Ok(Ok(db))) => Ok(db),
+        Ok(Ok(Err(source))) if source.kind() == io::ErrorKind::WouldBlock => {
+            Err(Error::InUse(path.display().to_string()))
+        }
+        Ok(Ok(Err(source))) => Err(classify(path, "open", source)),
+        Ok(Err(panic)) => Err(Error::Damaged(format!("sled panicked: open {}: {panic}", path.display()))),
+        Err(_) => Err(Error::Damaged(format!("sled did not open {} within {:?}", path.display(), config.open_timeout))),
+    }
+}
+
+/// What sled says is wrong with the bytes is damage; the rest is the system's.
+fn classify(path: &Path, action: &str, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Unsupported => {
+            Error::Damaged(format!("{action} {}: {source}", path.display()))
+        }
+        _ => Error::Io { action: format!("{action} {}", path.display()), source },
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Copies out of sled: a reference would keep memory of an evicted leaf, and most values are small.
+fn copied(array: &::sled::InlineArray) -> Bytes {
+    Bytes::copy_from_slice(array)
+}
+
+fn is_beyond(key: &[u8], end: Bound<&[u8]>) -> bool {
+    match end {
+        Bound::Unbounded => false,
+        Bound::Included(end) => key > end,
+        Bound::Excluded(end) => key >= end,
+    }
+}
+
+/// Takes what a scan wants from pairs that are in its order and not before its start.
+fn page(pairs: impl Iterator<Item = io::Result<SledPair>>, scan: &Scan<'_>) -> io::Result<Vec<(Bytes, Bytes)>> {
+    let mut page = Vec::new();
+    let mut bytes = 0_usize;
+    if scan.limit == 0 {
+        return Ok(page);
+    }
+    for pair in pairs {
+        let (key, value) = pair?;
+        if is_beyond(&key, scan.end) {
+            break;
+        }
+        bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
+        page.push((copied(&key), copied(&value)));
+        if page.len() == scan.limit || bytes > scan.bytes_max {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+type SledPair = (::sled::InlineArray, ::sled::InlineArray);
+
+/// Puts in one sled batch, deletes one by one behind it, so that emptied leaves are merged (see the top of the file).
+fn apply(db: &Db, batch: &Batch) -> io::Result<()> {
+    // The last write of a key wins, and puts and deletes part ways below: so each key may be left only once.
+    let last: BTreeMap<&[u8], Option<&[u8]>> = batch
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, value) => (&key[..], Some(&value[..])),
+            Write::Delete(key) => (&key[..], None),
+        })
+        .collect();
+    let mut puts = ::sled::Batch::default();
+    for (key, value) in &last {
+        if let Some(value) = value {
+            puts.insert(*key, *value);
+        }
+    }
+    // A batch of sled does not look at the error its background thread may have left, the other calls do.
+    db.check_error()?;
+    db.apply_batch(puts)?;
+    for (key, value) in &last {
+        if value.is_none() {
+            db.remove(key)?;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of the files below a directory as allocated by the file system. Files may come and go meanwhile.
+fn allocated_bytes(directory: &Path) -> io::Result<u64> {
+    let mut total = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        total += if metadata.is_dir() { allocated_bytes(&entry.path())? } else { metadata.blocks() * BLOCK_BYTES };
+    }
+    Ok(total)
+}
+
+impl Engine for SledEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        self.call("read a key of", |db| Ok(db.get(key)?.as_ref().map(copied)))
+    }
+
+    fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        if engine::is_empty_range(scan.start, scan.end) {
+            return Ok(Vec::new());
+        }
+        self.call("scan", |db| match scan.order {
+            Order::Ascending => page(db.range::<&[u8], _>((scan.start, Bound::Unbounded)), &scan),
+            Order::Descending => page(db.range::<&[u8], _>((scan.start, scan.end)).rev(), &scan),
+        })
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), Error> {
+        engine::check_batch(&batch)?;
+        let _writer = self.writer.lock();
+        self.call("commit a batch to", |db| apply(db, &batch))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        let _writer = self.writer.lock();
+        self.call("flush", |db| {
+            db.flush()?;
+            db.check_error()
+        })
+    }
+
+    /// Bytes that the file system has allocated; about a hundred `stat` calls.
+    fn size_on_disk(&self) -> Result<u64, Error> {
+        allocated_bytes(&self.path)
+            .map_err(|source| Error::Io { action: format!("measure {}", self.path.display()), source })
+    }
+}

@@ -48,3 +48,240 @@ fn sled_conforms() {
 fn memory_conforms() {
     conformance::check(|| Disk(MemoryEngine::new()));
 }
+
+const ENDLESS: usize = usize::MAX;
+
+fn put(name: &'static str) -> Write {
+    Write::Put(Bytes::from_static(name.as_bytes()), Bytes::from_static(b"x"))
+}
+
+fn names(engine: &impl Engine) -> Vec<String> {
+    let scan = Scan {
+        start: Bound::Unbounded,
+        end: Bound::Unbounded,
+        order: Order::Ascending,
+        limit: ENDLESS,
+        bytes_max: ENDLESS,
+    };
+    let pairs = engine.scan(scan).expect("scan");
+    pairs.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect()
+}
+
+#[test]
+fn a_crash_keeps_what_was_flushed_and_a_prefix_of_the_rest() {
+    for (keep, expected) in [(0, vec!["a"]), (1, vec!["a", "b"]), (2, vec!["a", "b", "c"]), (9, vec!["a", "b", "c"])] {
+        let disk = MemoryEngine::new();
+        disk.commit(vec![put("a")]).expect("commit");
+        disk.flush().expect("flush");
+        disk.commit(vec![put("b")]).expect("commit");
+        disk.commit(vec![put("c")]).expect("commit");
+        assert_eq!(disk.unflushed(), 2);
+        assert_eq!(disk.crash(keep), keep.min(2));
+        assert_eq!(names(&disk), expected, "kept {keep}");
+        assert_eq!(disk.unflushed(), 0);
+    }
+}
+
+#[test]
+fn a_failed_commit_applies_nothing_and_stays_failed_until_the_crash() {
+    let disk = MemoryEngine::new();
+    disk.fail(FaultPoint::Commit, 2);
+    disk.commit(vec![put("a")]).expect("the first call is before the fault");
+    assert!(matches!(disk.commit(vec![put("b")]), Err(Error::Io { .. })));
+    assert!(matches!(disk.commit(vec![put("c")]), Err(Error::Io { .. })));
+    assert!(matches!(disk.flush(), Err(Error::Io { .. })));
+    disk.crash(ENDLESS);
+    assert_eq!(names(&disk), ["a"]);
+}
+
+#[test]
+fn a_failed_flush_makes_nothing_durable_and_stays_failed_until_the_crash() {
+    let disk = MemoryEngine::new();
+    disk.commit(vec![put("a")]).expect("commit");
+    disk.fail(FaultPoint::Flush, 1);
+    assert!(matches!(disk.flush(), Err(Error::Io { .. })));
+    assert!(matches!(disk.flush(), Err(Error::Io { .. })));
+    assert!(matches!(disk.get(b"a"), Err(Error::Io { .. })), "memory may not be believed any more");
+    assert_eq!(disk.crash(0), 0);
+    assert_eq!(disk.get(b"a").expect("get"), None);
+    disk.flush().expect("flush");
+}
+
+#[test]
+fn a_failed_read_fails_once() {
+    let disk = MemoryEngine::new();
+    disk.fail(FaultPoint::Read, 2);
+    disk.get(b"a").expect("the first call is before the fault");
+    assert!(matches!(disk.get(b"a"), Err(Error::Io { .. })));
+    disk.get(b"a").expect("the fault has struck");
+}
+
+#[test]
+fn a_directory_held_by_another_engine_is_in_use() {
+    let directory = Directory::new();
+    let engine = directory.open().expect("open");
+    let impatient = SledConfig { lock_timeout: std::time::Duration::from_millis(100), ..SledConfig::default() };
+    let refused = SledEngine::open(&directory.0.path().join("state"), &impatient);
+    assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
+    drop(engine);
+    directory.open().expect("the directory is free again");
+}
+
+#[test]
+fn threads_that_come_and_go_share_one_engine() {
+    let directory = Directory::new();
+    let engine = directory.open().expect("open");
+    for round in 0..8_u8 {
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let engine = &engine;
+                scope.spawn(move || {
+                    let key = Bytes::from(vec![round, thread]);
+                    engine.commit(vec![Write::Put(key.clone(), key.clone())]).expect("commit");
+                    assert_eq!(engine.get(&key).expect("get"), Some(key));
+                });
+            }
+        });
+    }
+    assert_eq!(names(&engine).len(), 32);
+}
+
+/// The files of a store, smallest first, each with its path below the directory.
+fn files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn damage_is_an_error_or_invisible_but_never_wrong_data() {
+    let pristine = Directory::new();
+    let engine = pristine.open().expect("open");
+    for number in 0..1_000_u32 {
+        let key = Bytes::from(format!("key-{number:05}"));
+        engine.commit(vec![Write::Put(key.clone(), key)]).expect("commit");
+    }
+    drop(engine);
+    let root = pristine.0.path().join("state");
+    for file in files(&root) {
+        let original = std::fs::read(&file).expect("read");
+        if original.is_empty() {
+            continue;
+        }
+        let mut flipped = original.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 0x10;
+        for damaged in [original[..original.len() / 2].to_vec(), flipped] {
+            let copy = Directory::new();
+            let target = copy.0.path().join("state");
+            for source in files(&root) {
+                let path = target.join(source.strip_prefix(&root).expect("below the root"));
+                std::fs::create_dir_all(path.parent().expect("a parent")).expect("create");
+                std::fs::copy(&source, path).expect("copy");
+            }
+            std::fs::write(target.join(file.strip_prefix(&root).expect("below the root")), damaged).expect("write");
+            let patient = SledConfig { open_timeout: std::time::Duration::from_secs(20), ..SledConfig::default() };
+            let Ok(engine) = SledEngine::open(&target, &patient) else { continue };
+            for number in 0..1_000_u32 {
+                let key = Bytes::from(format!("key-{number:05}"));
+                match engine.get(&key) {
+                    Ok(value) => assert!(value.is_none_or(|value| value == key), "wrong data from {}", file.display()),
+                    Err(error) => {
+                        assert!(engine.get(&key).is_err(), "a damaged store stays unusable: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A step of a random history. Keys are drawn from few, so that histories meet themselves.
+#[derive(Debug, Clone)]
+enum Step {
+    Commit(Vec<(u16, Option<u8>)>),
+    Flush,
+    Reopen,
+    Scan { start: u16, end: u16, descending: bool, limit: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let write = (0..600_u16, prop::option::weighted(0.6, any::<u8>()));
+    prop_oneof![
+        8 => vec(write, 0..200).prop_map(Step::Commit),
+        3 => (0..600_u16, 0..600_u16, any::<bool>(), 0..50_usize)
+            .prop_map(|(start, end, descending, limit)| Step::Scan { start, end, descending, limit }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// Runs a history on the engine and on a `BTreeMap`, comparing all along.
+fn replay<M: Medium>(medium: &M, history: Vec<Step>) {
+    let mut model: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+    let mut engine = Some(medium.open().expect("open"));
+    let key_of = |number: u16| Bytes::from(format!("key-{number:04}"));
+    for step in history {
+        let open = engine.as_ref().expect("open between steps");
+        match step {
+            Step::Commit(writes) => {
+                let mut batch = Vec::new();
+                for (number, value) in writes {
+                    let key = key_of(number);
+                    match value {
+                        Some(value) => {
+                            // Lengths on both sides of sled's inline and small representations.
+                            let value = Bytes::from(std::vec![value; usize::from(value) * 2]);
+                            model.insert(key.clone(), value.clone());
+                            batch.push(Write::Put(key, value));
+                        }
+                        None => {
+                            model.remove(&key);
+                            batch.push(Write::Delete(key));
+                        }
+                    }
+                }
+                open.commit(batch).expect("commit");
+            }
+            Step::Flush => open.flush().expect("flush"),
+            Step::Reopen => {
+                drop(engine.take());
+                engine = Some(medium.open().expect("reopen"));
+            }
+            Step::Scan { start, end, descending, limit } => {
+                let (start, end) = (key_of(start), key_of(end));
+                let order = if descending { Order::Descending } else { Order::Ascending };
+                let bounds = (Bound::Excluded(&start[..]), Bound::Included(&end[..]));
+                let found =
+                    open.scan(Scan { start: bounds.0, end: bounds.1, order, limit, bytes_max: ENDLESS }).expect("scan");
+                let inside = model.iter().filter(|(key, _)| **key > start && **key <= end);
+                let pairs = inside.map(|(key, value)| (key.clone(), value.clone()));
+                let expected: Vec<_> =
+                    if descending { pairs.rev().take(limit).collect() } else { pairs.take(limit).collect() };
+                assert_eq!(found, expected);
+            }
+        }
+    }
+    let engine = engine.expect("open behind the last step");
+    for number in 0..600 {
+        assert_eq!(engine.get(&key_of(number)).expect("get"), model.get(&key_of(number)).cloned());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn sled_behaves_like_a_sorted_map(history in vec(step(), 1..40)) {
+        replay(&Directory::new(), history);
+    }
+
+    #[test]
+    fn memory_behaves_like_a_sorted_map(history in vec(step(), 1..40)) {
+        replay(&Disk(MemoryEngine::new()), history);
+    }
+}

@@ -1,13 +1,35 @@
-//! The replicated state machine.
+//! The replicated state machine: multi-version records of keys, changed by transactions, read at pinned revisions.
+//!
+//! Guarantees: synchronous and deterministic; the same log gives the same revisions, records and hash on every replica,
+//! whatever was checkpointed or lost in between. What was applied is in memory first (the overlay) and goes to the engine
+//! in checkpoints; readers see both as one. Leaves out: the log and its order, threads, clocks, clients.
 
+mod cache;
+mod checkpoint;
 mod command;
+mod load;
+mod machine;
+mod overlay;
+mod pinned;
+mod reader;
 mod record;
+mod scan;
+mod schema;
 pub mod snapshot;
+mod store;
+mod txn;
 mod view;
 
+pub use checkpoint::{CheckpointReport, Checkpointer};
 pub use command::{
     Batch, BatchError, Command, Compare, CompareOperator, CompareTarget, OpReply, Operation, Outcome, Principal,
     Record, RecordMeta, Rejection, Reply, RequestId, Txn, TxnOp, TxnReply,
 };
+pub use load::{LoadError, load};
+pub use machine::{StateConfig, StateMachine};
+pub use pinned::PinnedState;
+pub use reader::StateReader;
 pub use record::{Change, MalformedRecord, VersionedRecord};
+pub use schema::Applied;
+pub use txn::{REPLY_OVERHEAD_BYTES, TXN_REPLY_BYTES_MAX};
 pub use view::{Page, RangeRead, StateView, ViewError};

@@ -96,7 +96,9 @@ pub fn keys_are_put_overwritten_and_deleted<M: Medium>(medium: &M) {
 /// If the engine breaks the contract.
 pub fn the_last_write_of_a_key_in_a_batch_wins<M: Medium>(medium: &M) {
     let engine = open(medium);
-    engine.commit(vec![put("a", "1"), delete("a"), put("b", "1"), put("b", "2"), delete("c"), put("c", "3")]).expect("commit");
+    engine
+        .commit(vec![put("a", "1"), delete("a"), put("b", "1"), put("b", "2"), delete("c"), put("c", "3")])
+        .expect("commit");
     assert_eq!(engine.get(b"a").expect("get"), None);
     assert_eq!(engine.get(b"b").expect("get"), Some(key("2")));
     assert_eq!(engine.get(b"c").expect("get"), Some(key("3")));

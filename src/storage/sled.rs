@@ -203,9 +203,7 @@ fn open_once(path: &Path, config: &SledConfig) -> Result<Db, Error> {
         }
         Ok(Ok(Err(source))) => Err(classify(path, "open", source)),
         Ok(Err(panic)) => Err(Error::Damaged(format!("sled panicked: open {}: {panic}", path.display()))),
-        Err(_) => {
-            Err(Error::Damaged(format!("sled did not open {} within {:?}", path.display(), config.open_timeout)))
-        }
+        Err(_) => Err(Error::Damaged(format!("sled did not open {} within {:?}", path.display(), config.open_timeout))),
     }
 }
 

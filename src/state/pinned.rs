@@ -1,0 +1,43 @@
+//! The whole state at one entry of the log, for as long as somebody copies it.
+//!
+//! Guarantees: exact while writes and checkpoints go on, since records never change; reading takes a bounded chunk of
+//! memory. Leaves out: the file format (`snapshot`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::record::VersionedRecord;
+use super::scan::HistoryScan;
+use super::schema::Applied;
+use super::store::Store;
+use crate::storage::Error;
+
+/// The state behind one entry.
+pub struct PinnedState {
+    store: Arc<Store>,
+    applied: Applied,
+}
+
+impl fmt::Debug for PinnedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedState").field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
+
+impl PinnedState {
+    pub(super) fn new(store: Arc<Store>, applied: Applied) -> Self {
+        Self { store, applied }
+    }
+
+    /// Which state it is. The hash is that of [`Self::records`].
+    #[must_use]
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// Every retained version up to the pinned revision, sorted by key and revision. Ends behind an error. Blocks on the
+    /// disk.
+    pub fn records(&self) -> impl Iterator<Item = Result<VersionedRecord, Error>> + Send {
+        HistoryScan::new(&self.store, self.applied.revision)
+    }
+}

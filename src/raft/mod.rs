@@ -1,3 +1,4 @@
 //! Raft over openraft.
 
+pub mod log_store;
 pub mod types;

@@ -1,0 +1,331 @@
+//! The Raft log on disk: entries, vote, committed mark and purge mark, in the chunk files of raft-log.
+//!
+//! ## What is durable when
+//!
+//! * **Entries**: openraft is told that they are flushed (`IOFlushed`) when fdatasync has returned, and not before; an
+//!   entry counts for a quorum only then. One thread writes, and one fdatasync serves all that has queued up meanwhile.
+//! * **Vote**: on disk before `save_vote` returns.
+//! * **Truncation and purge**: records in the same stream, so they are never out of order with what surrounds them. A
+//!   purged chunk is unlinked when the record that purged it is on disk.
+//! * **Committed mark**: nothing waits for it. Its record rides on the next append, in the same write and the same
+//!   fdatasync; where none follows, it is written within [`COMMITTED_TICK`] × 2 and synced after [`COMMITTED_QUIET`]. So
+//!   it survives a killed process but for the last few milliseconds, and a power cut but for the last 200 ms.
+//!
+//! ## Why the mark may lag, and what keeps reads from going backwards
+//!
+//! The mark only says up to where a restarted node may apply *by itself*; no acknowledgement hangs on it, because an
+//! acknowledged entry is on the disks of a quorum whether marked or not. After a restart:
+//!
+//! * **Linearizable reads** go through ReadIndex: the leader answers only from its own term's blank entry on, which is
+//!   committed after every entry that any earlier leader had committed; and the reading node waits until it has applied
+//!   the index it was given. A late mark makes it wait longer, never read less. (This needs `enable_leader_restore` off:
+//!   a restarted leader must win an election again.)
+//! * **Bounded reads** prove their age with a read index this process has fetched and applied; a fresh process has none.
+//! * **Stale reads** promise no order across nodes, but one node should not go backwards because it was restarted. The
+//!   mark alone can't promise that, durable or not: openraft applies a committed entry on a follower before that follower
+//!   has flushed it, so a power cut can take the entry itself. A node therefore serves reads only after
+//!   `Raft::wait_for_recovery`: a leader has committed past the end of this log, and it is applied.
+//!
+//! A mark that waited for its own fdatasync would double the disk's share in each write and change none of the three.
+//!
+//! ## When the disk fails
+//!
+//! The writer stops at the first failed write or fdatasync; all that waits is told so, openraft stops, and
+//! [`LogStore::fatal`] carries the cause to whoever ends the process (DESIGN D16). What may be repaired when the log is
+//! opened, and what must not be, stands in `scan`.
+//!
+//! Leaves out: snapshots, and telling a wiped directory from a new one ([`LogStore::created`] says that there was no log;
+//! the identity file knows whether there should be).
+
+mod codec;
+mod flush;
+mod metrics;
+mod scan;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod wal;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use prometheus_client::registry::Registry;
+use raft_log::RaftLog;
+use raft_log::api::raft_log_writer::RaftLogWriter as _;
+use tokio::sync::watch;
+
+pub use codec::ENTRY_BYTES_MAX;
+pub use flush::Fatal;
+pub use metrics::LogMetrics;
+
+use crate::raft::types::Entry;
+use crate::types::{LogIndex, LogPosition};
+use flush::FlushContext;
+use wal::{Inner, Wal};
+
+/// Entries are read in pieces of about this many bytes: what one replication request carries, and what waits in memory
+/// to be applied. A single longer entry is read whole.
+pub const READ_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
+/// How often it is looked whether a committed mark still waits to be written.
+pub const COMMITTED_TICK: Duration = Duration::from_millis(5);
+
+/// After this time without an append, a committed mark that was written is synced.
+pub const COMMITTED_QUIET: Duration = Duration::from_millis(200);
+
+/// Bytes that may queue for the writer before an append blocks.
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes read at once when a chunk is replayed.
+const REPLAY_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Settings of the log store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A chunk file is closed when it has reached this many bytes. The entries of the open chunk stay in memory.
+    pub chunk_bytes: u64,
+    /// Bytes of entries kept in memory, beside those of the open chunk.
+    pub cache_bytes: u64,
+    /// Entries kept in memory, beside those of the open chunk.
+    pub cache_entries: usize,
+    /// How long the writer waits for company before an fdatasync. It takes along what has queued up already only if this
+    /// is not zero; each write then waits this long and the kernel's timer slack, 50 µs by default.
+    pub flush_wait: Duration,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 64 * 1024 * 1024,
+            cache_bytes: 64 * 1024 * 1024,
+            cache_entries: 65_536,
+            flush_wait: Duration::from_micros(20),
+        }
+    }
+}
+
+/// Why the log can't be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Another process has it open.
+    #[error("the log in {} is in use by another process; stop that one first", .dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Something is wrong with what may have been acknowledged. Nothing was changed.
+    #[error(
+        "the log is damaged at byte {offset} of {}: {reason}; this node must not vote with it: keep the directory aside, \
+         remove the member and let the node join again empty, under a new id",
+        .file.display()
+    )]
+    Damaged {
+        /// The chunk file, or the directory if entries are missing.
+        file: PathBuf,
+        /// Where the damage begins, in bytes from the start of the file.
+        offset: u64,
+        /// What was found.
+        reason: String,
+    },
+    /// Written by a newer program. Nothing was changed.
+    #[error(
+        "{} has record format {found}, newer than the newest this program reads ({newest}); use a newer program",
+        .file.display()
+    )]
+    Newer {
+        /// The chunk file.
+        file: PathBuf,
+        /// The format that was found.
+        found: u8,
+        /// The newest that can be read.
+        newest: u8,
+    },
+    /// The log already reaches beyond the position it was to be reset to.
+    #[error("the log ends at {last} and can't be reset to {position}, which is before that")]
+    NotBehind {
+        /// The end of the log.
+        last: LogPosition,
+        /// Where it was to be reset to.
+        position: LogPosition,
+    },
+    /// The disk or the file system failed.
+    #[error("can't {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl LogError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A handle to the log; clones share it. The directory stays locked until the last one is gone, openraft's included.
+///
+/// Must be used inside a Tokio runtime, except for opening.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for LogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogStore").field("dir", &self.inner.dir).finish_non_exhaustive()
+    }
+}
+
+impl LogStore {
+    /// Opens the log in a directory, which is created if it does not exist. Reads the whole log once: call it where
+    /// blocking for a while does no harm.
+    ///
+    /// # Errors
+    /// [`LogError`], never [`LogError::NotBehind`].
+    pub fn open(dir: &Path, config: LogConfig) -> Result<Self, LogError> {
+        std::fs::create_dir_all(dir).map_err(LogError::io("create", dir))?;
+        let raft_config = Arc::new(raft_config(dir, &config));
+        let exists = {
+            // raft-log takes the lock again below; the lock of the whole node's directory covers the moment between.
+            let _lock = lock(dir, &raft_config)?;
+            scan::repair_tail(dir)?
+        };
+        let log = match RaftLog::open(raft_config) {
+            Ok(log) => log,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(LogError::InUse { dir: dir.to_owned() });
+            }
+            Err(error) => return Err(scan::diagnose(dir, error)?),
+        };
+        let wal = Wal::new(log);
+        wal.check_complete(dir)?;
+        let context = FlushContext { metrics: LogMetrics::default(), fatal: watch::Sender::new(None) };
+        let inner = Inner {
+            dir: dir.to_owned(),
+            created: !exists,
+            chunk_bytes: config.chunk_bytes,
+            wal: RwLock::new(wal),
+            context: Arc::new(context),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether there was no log in the directory. A node with an identity that knows better must not start.
+    #[must_use]
+    pub fn created(&self) -> bool {
+        self.inner.created
+    }
+
+    /// Tells when the log can no longer be written, and why. The process must then end.
+    #[must_use]
+    pub fn fatal(&self) -> Fatal {
+        self.inner.context.fatal.subscribe()
+    }
+
+    /// The figures.
+    #[must_use]
+    pub fn metrics(&self) -> &LogMetrics {
+        &self.inner.context.metrics
+    }
+
+    /// Makes the figures known to a registry, and those of raft-log itself, as `raft_log_*`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics().register(registry);
+        registry.register_collector(Box::new(metrics::WalCollector(Arc::downgrade(&self.inner))));
+    }
+
+    /// Bytes of all chunks, those included that are about to be removed.
+    #[must_use]
+    pub fn size_on_disk(&self) -> u64 {
+        self.inner.wal.read().log.on_disk_size()
+    }
+
+    /// The last entry, or the purge mark if there is none behind it.
+    #[must_use]
+    pub fn last(&self) -> Option<LogPosition> {
+        self.inner.wal.read().log.log_state().last().copied()
+    }
+
+    /// The last entry that was purged.
+    #[must_use]
+    pub fn purged(&self) -> Option<LogPosition> {
+        self.inner.wal.read().log.log_state().purged().copied()
+    }
+
+    /// The committed mark; may lag behind what openraft knows.
+    #[must_use]
+    pub fn committed(&self) -> Option<LogPosition> {
+        self.inner.wal.read().log.log_state().committed().copied()
+    }
+
+    /// Entries from `from` on and before `to`, in order, as far as the log holds them; about `bytes_max` bytes of them, but
+    /// at least one. Entries may not be committed: cut the range where only such are wanted.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if an entry can't be read.
+    pub async fn read(&self, from: LogIndex, to: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        let entries = self.inner.read(from.get()..to.get(), bytes_max).await;
+        entries.map_err(LogError::io("read the log in", &self.inner.dir))
+    }
+
+    /// Makes an empty or shorter log end at `position`, as if everything up to it had been there and was purged: what
+    /// comes next is the entry behind it. For a node whose state comes from a copy. On disk when it returns.
+    ///
+    /// # Errors
+    /// [`LogError::NotBehind`] if the log reaches beyond; [`LogError::Io`] if the disk fails.
+    pub async fn reset_to(&self, position: LogPosition) -> Result<(), LogError> {
+        if let Some(last) = self.last()
+            && (last.index > position.index || last > position)
+        {
+            return Err(LogError::NotBehind { last, position });
+        }
+        let reset = self.inner.write(wal::PURGE_BYTES, move |wal| wal.log.purge(position).map(drop)).await;
+        reset.map_err(LogError::io("reset the log in", &self.inner.dir))?;
+        self.sync().await
+    }
+
+    /// Waits until everything written so far is on disk; the committed mark included. For a clean stop.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if the disk fails.
+    pub async fn sync(&self) -> Result<(), LogError> {
+        self.inner.sync().await.map_err(LogError::io("sync the log in", &self.inner.dir))
+    }
+}
+
+fn raft_config(dir: &Path, config: &LogConfig) -> raft_log::Config {
+    let wal = raft_log::chunked_wal::Config {
+        dir: dir.to_string_lossy().into_owned(),
+        read_buffer_size: Some(REPLAY_BUFFER_BYTES),
+        // Size alone decides when a chunk is full.
+        chunk_max_records: Some(usize::MAX),
+        chunk_max_size: Some(usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX)),
+        // `scan` has cut off what may be; anything else is damage.
+        truncate_incomplete_record: Some(false),
+        flush_batch_wait: Some(config.flush_wait),
+        flush_batch_max_items: None,
+        flush_queue_max_bytes: Some(QUEUE_BYTES_MAX),
+    };
+    raft_log::Config {
+        wal,
+        log_cache_max_items: Some(config.cache_entries),
+        log_cache_capacity: Some(usize::try_from(config.cache_bytes).unwrap_or(usize::MAX)),
+    }
+}
+
+fn lock(dir: &Path, config: &raft_log::Config) -> Result<raft_log::chunked_wal::WalLock, LogError> {
+    type ChunkedWal = raft_log::chunked_wal::ChunkedWal<raft_log::RaftWalTypes<codec::WalTypes>>;
+    ChunkedWal::acquire_lock(&config.wal).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.to_owned() },
+        _ => LogError::io("lock", dir)(error),
+    })
+}

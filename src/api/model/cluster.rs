@@ -1,0 +1,284 @@
+//! What `GET /v1/status` and `GET /v1/cluster` answer.
+//!
+//! Guarantees: what is not known is `null`, never a made-up zero. Leaves out: how it is found out (`node::status`).
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::node;
+use crate::types::{Member, NodeId};
+
+/// The part a node plays at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    /// Orders the writes.
+    Leader,
+    /// Follows a leader and votes.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Stopped, or not yet a member.
+    Shutdown,
+}
+
+impl NodeRole {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Whether a member votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Counts for the quorum.
+    Voter,
+    /// Has all data, but no vote.
+    Learner,
+}
+
+/// A node by id, name and address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaderInfo {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// The URL of its client listener; empty while it is not known.
+    pub client_url: String,
+}
+
+impl From<(NodeId, Member)> for LeaderInfo {
+    fn from((id, member): (NodeId, Member)) -> Self {
+        Self { id: id.get(), name: member.name, client_url: member.client_url }
+    }
+}
+
+/// What a node takes, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SizesInfo {
+    /// The Raft log on disk.
+    pub log_bytes: u64,
+    /// The store on disk.
+    pub state_bytes: u64,
+    /// Applied records that wait in memory to be moved to the store.
+    pub overlay_bytes: u64,
+    /// The snapshot files.
+    pub snapshot_bytes: u64,
+}
+
+/// The Raft timers in force, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Timers {
+    /// Between two heartbeats of a leader.
+    pub heartbeat_ms: u64,
+    /// The least silence after which a follower asks for votes.
+    pub election_min_ms: u64,
+    /// The greatest.
+    pub election_max_ms: u64,
+}
+
+/// One node's view of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StatusReply {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u64,
+    /// Its cluster.
+    pub cluster_id: u64,
+    /// The version of the program.
+    pub version: String,
+    /// Its part.
+    pub role: NodeRole,
+    /// The leader it knows.
+    pub leader: Option<LeaderInfo>,
+    /// Its term.
+    pub term: u64,
+    /// Last entry in its log.
+    pub last_log_index: Option<u64>,
+    /// Last entry it knows to be committed.
+    pub commit_index: Option<u64>,
+    /// Last entry it has applied.
+    pub applied_index: Option<u64>,
+    /// Last entry that its newest snapshot covers.
+    pub snapshot_index: Option<u64>,
+    /// Last entry that was removed from its log.
+    pub purged_index: Option<u64>,
+    /// The revision of its store.
+    pub revision: u64,
+    /// History below this revision is gone.
+    pub compacted_revision: u64,
+    /// The hash of its store at `applied_index`: equal on every node that has applied as much.
+    pub state_hash: String,
+    /// What it takes.
+    pub sizes: SizesInfo,
+    /// Whether it can serve linearizable reads.
+    pub ready: bool,
+    /// Why it is not ready.
+    pub not_ready_reason: Option<String>,
+    /// How the other members reach it.
+    pub peer_addr: String,
+    /// How clients reach it.
+    pub client_url: String,
+    /// The data centre it stands in; empty if none was named.
+    pub zone: String,
+    /// Its timers.
+    pub timers: Timers,
+}
+
+/// One member of the group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Whether it votes.
+    pub role: MemberRole,
+    /// The data centre it stands in; empty if none was named.
+    pub zone: String,
+    /// `host:port` of its peer listener.
+    pub peer_addr: String,
+    /// The URL of its client listener.
+    pub client_url: String,
+    /// Whether the answering node has heard from it lately; `null` if the two do not talk.
+    pub reachable: Option<bool>,
+    /// The last entry known to be in its log.
+    pub matched_index: Option<u64>,
+    /// Entries it lacks.
+    pub lag_entries: Option<u64>,
+    /// Round-trip time of the last call to it, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// How the group stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuorumInfo {
+    /// How many members vote.
+    pub voters: u64,
+    /// How many of them must agree.
+    pub needed: u64,
+    /// How many of them the answering node has heard from lately, where it talks to them all.
+    pub reachable: Option<u64>,
+    /// How many more voters may fail before writes stop, as far as `reachable` is known.
+    pub spare: Option<u64>,
+}
+
+/// The group as the answering node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterReply {
+    /// Its id.
+    pub cluster_id: u64,
+    /// The term.
+    pub term: u64,
+    /// The id of the leader, where known.
+    pub leader: Option<u64>,
+    /// The members by id.
+    pub members: Vec<MemberInfo>,
+    /// How the group stands.
+    pub quorum: QuorumInfo,
+}
+
+impl From<node::Role> for NodeRole {
+    fn from(role: node::Role) -> Self {
+        match role {
+            node::Role::Leader => Self::Leader,
+            node::Role::Follower => Self::Follower,
+            node::Role::Candidate => Self::Candidate,
+            node::Role::Learner => Self::Learner,
+            node::Role::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+impl From<node::NodeStatus> for StatusReply {
+    fn from(status: node::NodeStatus) -> Self {
+        let (heartbeat_ms, election_min_ms, election_max_ms) = status.timers_ms;
+        Self {
+            name: status.member.name,
+            id: status.id.get(),
+            cluster_id: status.cluster_id.get(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: status.role.into(),
+            leader: status.leader.map(Into::into),
+            term: status.term.get(),
+            last_log_index: status.last_log_index.map(|index| index.get()),
+            commit_index: status.committed_index.map(|index| index.get()),
+            applied_index: status.applied_index.map(|index| index.get()),
+            snapshot_index: status.snapshot_index.map(|index| index.get()),
+            purged_index: status.purged_index.map(|index| index.get()),
+            revision: status.revision.get(),
+            compacted_revision: status.compacted_revision.get(),
+            state_hash: status.state_hash,
+            sizes: SizesInfo {
+                log_bytes: status.sizes.log_bytes,
+                state_bytes: status.sizes.state_bytes,
+                overlay_bytes: status.sizes.overlay_bytes,
+                snapshot_bytes: status.sizes.snapshot_bytes,
+            },
+            ready: status.readiness.is_ok(),
+            not_ready_reason: status.readiness.err(),
+            peer_addr: status.member.peer_addr,
+            client_url: status.member.client_url,
+            zone: status.member.zone,
+            timers: Timers { heartbeat_ms, election_min_ms, election_max_ms },
+        }
+    }
+}
+
+impl From<node::MemberStatus> for MemberInfo {
+    fn from(member: node::MemberStatus) -> Self {
+        Self {
+            id: member.id.get(),
+            name: member.member.name,
+            role: if member.voter { MemberRole::Voter } else { MemberRole::Learner },
+            zone: member.member.zone,
+            peer_addr: member.member.peer_addr,
+            client_url: member.member.client_url,
+            reachable: member.reachable,
+            matched_index: member.matched_index.map(|index| index.get()),
+            lag_entries: member.lag_entries,
+            rtt_ms: member.rtt_ms,
+        }
+    }
+}
+
+impl From<node::ClusterStatus> for ClusterReply {
+    fn from(status: node::ClusterStatus) -> Self {
+        let members: Vec<MemberInfo> = status.members.into_iter().map(Into::into).collect();
+        Self {
+            cluster_id: status.cluster_id.get(),
+            term: status.term.get(),
+            leader: status.leader.map(|id| id.get()),
+            quorum: QuorumInfo::of(&members),
+            members,
+        }
+    }
+}
+
+impl QuorumInfo {
+    /// Counts the voters among the members.
+    #[must_use]
+    pub fn of(members: &[MemberInfo]) -> Self {
+        let voters = || members.iter().filter(|member| member.role == MemberRole::Voter);
+        let count = |matching: &dyn Fn(&MemberInfo) -> bool| voters().filter(|voter| matching(voter)).count() as u64;
+        let all = count(&|_| true);
+        let needed = all / 2 + 1;
+        // A follower hears from the leader alone: it can't tell how many voters are up, so it doesn't.
+        let reachable =
+            voters().all(|voter| voter.reachable.is_some()).then(|| count(&|voter| voter.reachable == Some(true)));
+        Self { voters: all, needed, reachable, spare: reachable.map(|up| up.saturating_sub(needed)) }
+    }
+}

@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use super::fatal::Fatal;
 use super::metrics::StateMetrics;
 use crate::clock;
-use crate::state::{CheckpointHandle, Checkpointer};
+use crate::state::{Checkpointer};
 
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
-    handle: CheckpointHandle,
+    handle: Checkpointer,
     done: Arc<Notify>,
     fatal: Fatal,
 }
@@ -23,7 +23,7 @@ pub(super) struct CheckpointThread {
 impl CheckpointThread {
     pub(super) fn spawn(checkpointer: Checkpointer, metrics: StateMetrics, fatal: Fatal) -> io::Result<Self> {
         let done = Arc::new(Notify::new());
-        let handle = checkpointer.handle();
+        let handle = checkpointer.clone();
         let notify = done.clone();
         let raise = fatal.clone();
         let work = move || {
@@ -32,7 +32,7 @@ impl CheckpointThread {
                 match checkpointer.run() {
                     Ok(report) => {
                         metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
-                        metrics.checkpoint_records.inc_by(report.records);
+                        metrics.checkpoint_records.inc_by(report.records as u64);
                         tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
                     }
                     Err(error) => raise.raise(&format!("writing a checkpoint of the state failed: {error}")),

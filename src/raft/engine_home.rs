@@ -57,7 +57,7 @@ impl EngineHome {
     fn open(&self, number: u64) -> Result<Generation, storage::Error> {
         let path = self.dir.join(number.to_string());
         let config = SledConfig { cache_bytes: self.cache_bytes, ..SledConfig::default() };
-        Ok(Generation { number, engine: Arc::new(SledEngine::open(&path, config)?) })
+        Ok(Generation { number, engine: Arc::new(SledEngine::open(&path, &config)?) })
     }
 
     /// Removes every generation but this one. What can't be removed is told and left: it only takes space.

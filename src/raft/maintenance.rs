@@ -68,7 +68,8 @@ async fn snapshots_by_size(
     let mut covered = 0;
     let mut position = state.snapshots.newest().map(|file| file.meta().position);
     let mut asked_at = None;
-    let written = || log.bytes_appended() + log.bytes_found();
+    let found = log.size_on_disk();
+    let written = || found + log.metrics().appended_bytes.get();
     loop {
         ticks.tick().await;
         let newest = state.snapshots.newest();
@@ -119,7 +120,19 @@ async fn watch_for_the_end(raft: openraft::Raft<TypeConfig, StateStore>, log: Lo
         }
     };
     tokio::select! {
-        failure = log.failed() => fatal.raise(&format!("writing the log failed: {failure}")),
+        failure = log_failure(log.fatal()) => fatal.raise(&format!("writing the log failed: {failure}")),
         failure = stopped => if let Some(failure) = failure { fatal.raise(&format!("consensus stopped: {failure}")) },
+    }
+}
+
+/// Waits until the log can no longer be written.
+async fn log_failure(mut fatal: super::log_store::Fatal) -> String {
+    loop {
+        if let Some(failure) = fatal.borrow_and_update().as_ref() {
+            return failure.to_string();
+        }
+        if fatal.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }

@@ -105,8 +105,10 @@ impl RaftNode {
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
         let RaftIdentity { cluster, me, transport } = identity;
-        let mut log = LogStore::open(&config.data_dir.join("log"), config.log.clone())?;
-        log.metrics().register(registry);
+        let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
+        let opening = tokio::task::spawn_blocking(move || LogStore::open(&log_dir, log_config));
+        let mut log = opening.await.map_err(io::Error::other)??;
+        log.register_metrics(registry);
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
         let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;

@@ -127,7 +127,7 @@ fn rebuild(
         }
         match load_snapshot(home, &snapshot, config) {
             Ok(recovered) => return Ok(recovered),
-            Err(LoadError::Storage(error)) => return Err(error.into()),
+            Err(LoadError::Engine(error)) => return Err(error.into()),
             Err(error) => {
                 tracing::error!(file = %snapshot.path().display(), %error, "passing over a damaged snapshot");
             }
@@ -146,7 +146,7 @@ pub(super) fn load_snapshot(
     snapshot: &SnapshotHandle,
     config: &StateConfig,
 ) -> Result<Recovered, LoadError<SnapshotError>> {
-    let reader = SnapshotReader::open(snapshot.path()).map_err(LoadError::Source)?;
+    let reader = SnapshotReader::open(snapshot.path()).map_err(LoadError::Records)?;
     let meta = reader.meta();
     let applied = Applied {
         position: meta.position,
@@ -155,8 +155,8 @@ pub(super) fn load_snapshot(
         membership: meta.membership.clone(),
         hash: meta.hash,
     };
-    let Generation { number, engine } = home.open_fresh().map_err(LoadError::Storage)?;
+    let Generation { number, engine } = home.open_fresh().map_err(LoadError::Engine)?;
     state::load(&*engine, &applied, reader)?;
-    let machine = StateMachine::open(engine, config.clone()).map_err(LoadError::Storage)?;
+    let machine = StateMachine::open(engine, config.clone()).map_err(LoadError::Engine)?;
     Ok(Recovered { machine, generation: number })
 }

@@ -26,7 +26,8 @@ use self::forming::FormingDesk;
 use self::peer_desk::PeerDesk;
 use crate::clock::{self, Instant};
 use crate::raft::{Fatal, Leader, RaftNode, SnapshotHandle, Timers};
-use crate::transport::{PeerHandler, TcpTransport};
+use crate::transport::PeerHandler;
+use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId, Revision};
 
 /// One running member of the group: a cheap handle.

@@ -62,11 +62,12 @@ async fn bounded(raft: &RaftNode, bound: Duration, options: &ReadOptions) -> Res
 async fn wait_for_revision(raft: &RaftNode, revision: Revision, deadline: Instant) -> Result<(), ReadError> {
     let mut applied = raft.applied();
     let reached = |applied: &AppliedTo| applied.revision >= revision;
-    match tokio::time::timeout_at(deadline, applied.wait_for(reached)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) => Err(ReadError::NotReady("it is stopping".into())),
+    let waited = tokio::time::timeout_at(deadline, applied.wait_for(reached)).await.map(|applied| applied.is_ok());
+    match waited {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ReadError::NotReady("it is stopping".into())),
         Err(_) => {
-            let newest = applied.borrow().revision;
+            let newest = raft.applied().borrow().revision;
             Err(ReadError::NotReady(format!("revision {revision} has not arrived here; the newest is {newest}")))
         }
     }

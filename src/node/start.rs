@@ -16,7 +16,8 @@ use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
 use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, OpenError, RaftConfig, RaftIdentity, RaftNode};
-use crate::transport::{TcpTransport, Transport};
+use crate::transport::Transport;
+use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId};
 
 /// What a node is started with.

@@ -33,7 +33,7 @@ impl EngineHome {
     fn numbers(&self) -> Result<Vec<u64>, storage::Error> {
         std::fs::create_dir_all(&self.dir).map_err(|source| self.error("create", source))?;
         let entries = std::fs::read_dir(&self.dir).map_err(|source| self.error("list", source))?;
-        let mut numbers = Vec::new();
+        let mut numbers: Vec<u64> = Vec::new();
         for entry in entries {
             let name = entry.map_err(|source| self.error("list", source))?.file_name();
             if let Some(number) = name.to_str().and_then(|name| name.parse().ok()) {

@@ -3,7 +3,7 @@
 //! Guarantees: cheap to ask, and changes can be awaited. Leaves out: proof. Somebody else may lead by now; whoever acts on
 //! an answer must be able to be refused.
 
-use openraft::RaftServerMetrics;
+use openraft::metrics::RaftServerMetrics;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
 

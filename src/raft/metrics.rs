@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use openraft::RaftMetrics;
+use openraft::{Instant as _, RaftMetrics};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
 use prometheus_client::collector::Collector;

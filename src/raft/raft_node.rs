@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{InitializeError, RaftError};
-use openraft::{RaftMetrics, ServerState};
+use openraft::{Instant as _, RaftMetrics, ServerState};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;

@@ -6,7 +6,8 @@
 //! the log is replayed on top. Guarantees: a state that is served was derived from log and snapshots. Leaves out: replaying
 //! (openraft does that when it starts) and fetching a snapshot from another member.
 
-use openraft::{RaftLogReader, RaftLogStorage};
+use openraft::RaftLogReader;
+use openraft::storage::RaftLogStorage;
 
 use super::engine_home::{EngineHome, Generation};
 use super::log_store::LogStore;

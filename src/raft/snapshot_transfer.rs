@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::error::{RPCError, StreamingError};
 use openraft::raft::SnapshotResponse;
-use openraft::{AnyError, StorageError};
+use openraft::StorageError;
+use openraft::type_config::TypeConfigExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::messages::{Request, Response, SnapshotOffer, SnapshotPart};
@@ -38,7 +39,7 @@ pub(super) async fn send(
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let file = &snapshot.snapshot;
     let local = |error: std::io::Error| {
-        StreamingError::StorageError(StorageError::read_snapshot(None, AnyError::new(&error)))
+        StreamingError::StorageError(StorageError::read_snapshot(None, TypeConfig::err_from_error(&error)))
     };
     // The digest of a file from an earlier life of this process takes reading all of it.
     let digest = {

@@ -15,8 +15,8 @@
 //! synced would otherwise be counted as durable from here on, and after a failed fsync the cache may hold what the disk
 //! does not (Rebello et al., "Can Applications Recover from fsync Failures?", ATC '20).
 //!
-//! Guarantees: nothing is changed unless the rest of the log is sound. Leaves out: a tail that is missing at the boundary
-//! of a record, and chunks that are missing as a whole at the end: no log can see that by itself.
+//! Guarantees: no valid record and nothing in front of one is ever changed. Leaves out: a tail that is missing at the
+//! boundary of a record, and chunks that are missing as a whole at the end: no log can see that by itself.
 
 use std::fs::{self, File};
 use std::io;

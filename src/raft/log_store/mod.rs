@@ -8,7 +8,7 @@
 //! * **Truncation and purge**: records in the same stream, so they are never out of order with what surrounds them. A
 //!   purged chunk is unlinked when the record that purged it is on disk.
 //! * **Committed mark**: nothing waits for it. Its record rides on the next append, in the same write and the same
-//!   fdatasync; where none follows, it is written within [`COMMITTED_TICK`] × 2 and synced after [`COMMITTED_QUIET`]. So
+//!   fdatasync; where none follows, it is written within two [`COMMITTED_TICK`]s and synced after [`COMMITTED_QUIET`]. So
 //!   it survives a killed process but for the last few milliseconds, and a power cut but for the last 200 ms.
 //!
 //! ## Why the mark may lag, and what keeps reads from going backwards
@@ -76,6 +76,9 @@ pub const COMMITTED_TICK: Duration = Duration::from_millis(5);
 
 /// After this time without an append, a committed mark that was written is synced.
 pub const COMMITTED_QUIET: Duration = Duration::from_millis(200);
+
+/// The smallest chunk, in bytes; a smaller setting means this.
+pub const CHUNK_BYTES_MIN: u64 = 1_024;
 
 /// Bytes that may queue for the writer before an append blocks.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -171,7 +174,8 @@ impl LogError {
     }
 }
 
-/// A handle to the log; clones share it. The directory stays locked until the last one is gone, openraft's included.
+/// A handle to the log; clones share it. The directory stays locked until the last one is gone, openraft's included;
+/// dropping that one waits for the writer, so [`LogStore::sync`] before.
 ///
 /// Must be used inside a Tokio runtime, except for opening.
 #[derive(Clone)]
@@ -191,9 +195,10 @@ impl LogStore {
     ///
     /// # Errors
     /// [`LogError`], never [`LogError::NotBehind`].
-    pub fn open(dir: &Path, config: LogConfig) -> Result<Self, LogError> {
+    pub fn open(dir: &Path, mut config: LogConfig) -> Result<Self, LogError> {
+        config.chunk_bytes = config.chunk_bytes.max(CHUNK_BYTES_MIN);
         std::fs::create_dir_all(dir).map_err(LogError::io("create", dir))?;
-        let raft_config = Arc::new(raft_config(dir, &config));
+        let raft_config = Arc::new(raft_config(dir, &config)?);
         let exists = {
             // raft-log takes the lock again below; the lock of the whole node's directory covers the moment between.
             let _lock = lock(dir, &raft_config)?;
@@ -208,6 +213,9 @@ impl LogStore {
         };
         let wal = Wal::new(log);
         wal.check_complete(dir)?;
+        if !exists {
+            scan::sync_all(dir)?;
+        }
         let context = FlushContext { metrics: LogMetrics::default(), fatal: watch::Sender::new(None) };
         let inner = Inner {
             dir: dir.to_owned(),
@@ -302,9 +310,10 @@ impl LogStore {
     }
 }
 
-fn raft_config(dir: &Path, config: &LogConfig) -> raft_log::Config {
+fn raft_config(dir: &Path, config: &LogConfig) -> Result<raft_log::Config, LogError> {
+    let not_utf8 = || LogError::io("use", dir)(io::Error::new(io::ErrorKind::InvalidInput, "its name must be UTF-8"));
     let wal = raft_log::chunked_wal::Config {
-        dir: dir.to_string_lossy().into_owned(),
+        dir: dir.to_str().ok_or_else(not_utf8)?.to_owned(),
         read_buffer_size: Some(REPLAY_BUFFER_BYTES),
         // Size alone decides when a chunk is full.
         chunk_max_records: Some(usize::MAX),
@@ -315,11 +324,11 @@ fn raft_config(dir: &Path, config: &LogConfig) -> raft_log::Config {
         flush_batch_max_items: None,
         flush_queue_max_bytes: Some(QUEUE_BYTES_MAX),
     };
-    raft_log::Config {
+    Ok(raft_log::Config {
         wal,
         log_cache_max_items: Some(config.cache_entries),
         log_cache_capacity: Some(usize::try_from(config.cache_bytes).unwrap_or(usize::MAX)),
-    }
+    })
 }
 
 fn lock(dir: &Path, config: &raft_log::Config) -> Result<raft_log::chunked_wal::WalLock, LogError> {

@@ -15,8 +15,8 @@
 //! synced would otherwise be counted as durable from here on, and after a failed fsync the cache may hold what the disk
 //! does not (Rebello et al., "Can Applications Recover from fsync Failures?", ATC '20).
 //!
-//! Guarantees: nothing is changed unless the rest of the log is sound. Leaves out: a tail that is missing at the boundary
-//! of a record, and chunks that are missing as a whole at the end: no log can see that by itself.
+//! Guarantees: no valid record and nothing in front of one is ever changed. Leaves out: a tail that is missing at the
+//! boundary of a record, and chunks that are missing as a whole at the end: no log can see that by itself.
 
 use std::fs::{self, File};
 use std::io;
@@ -59,10 +59,10 @@ enum Fault {
 }
 
 /// Checks the end of the log and cuts off what a crash left unfinished. The caller holds the lock of the directory.
-/// Returns whether there is a log at all.
+/// Returns whether there is a log at all; the leavings of one that was never finished are none.
 pub(super) fn repair_tail(dir: &Path) -> Result<bool, LogError> {
     let mut chunks = list(dir)?;
-    let exists = !chunks.is_empty();
+    let mut exists = false;
     let oldest = chunks.first().map(|chunk| chunk.start);
     // Usually one round. A chunk without its first record is what an interrupted rotation leaves; only then can the one
     // before it also be unfinished (raft-log writes the first record when the older chunk is synced).
@@ -71,7 +71,10 @@ pub(super) fn repair_tail(dir: &Path) -> Result<bool, LogError> {
         let bytes = fs::read(&chunk.path).map_err(LogError::io("read", &chunk.path))?;
         let scan = scan(&bytes);
         match scan.fault {
-            None if scan.valid_bytes > 0 => break,
+            None if scan.valid_bytes > 0 => {
+                exists = true;
+                break;
+            }
             None | Some(Fault::Torn) => {}
             Some(fault) => return Err(fault.at(&chunk.path, scan.valid_bytes)),
         }
@@ -90,12 +93,21 @@ pub(super) fn repair_tail(dir: &Path) -> Result<bool, LogError> {
             file.sync_all().map_err(LogError::io("sync", &chunk.path))?;
         }
         if scan.valid_bytes > 0 {
+            exists = true;
             break;
         }
         // raft-log removes the empty file.
     }
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(LogError::io("sync", dir))?;
     Ok(exists)
+}
+
+/// Brings a log that was just made to the disk, so that what is written elsewhere may rely on its being there.
+pub(super) fn sync_all(dir: &Path) -> Result<(), LogError> {
+    for chunk in list(dir)? {
+        File::open(&chunk.path).and_then(|file| file.sync_all()).map_err(LogError::io("sync", &chunk.path))?;
+    }
+    Ok(())
 }
 
 /// Looks for what kept raft-log from opening the chunks, in more detail than its own `error`.

@@ -249,13 +249,12 @@ async fn members_of_other_versions_are_told_why() {
 #[tokio::test]
 async fn what_is_no_member_is_unreachable() {
     let transport = TcpTransport::new(TransportMetrics::default()).with_connect_timeout(BRIEF);
+    let late = format!("no connection within {BRIEF:?}");
     let silent = impostor(|stream| async move { drop((stream, pending::<()>().await)) }).await;
     let http =
         impostor(|mut stream| async move { stream.write_all(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap() }).await;
     let closing = impostor(|stream| async move { drop(stream) }).await;
-    for (address, reason) in
-        [(silent, &format!("no connection within {BRIEF:?}")), (http, "no member's peer port"), (closing, "no hello")]
-    {
+    for (address, reason) in [(silent, late.as_str()), (http, "no member's peer port"), (closing, "no hello")] {
         let answer = transport.call(&address, Channel::Append, Bytes::new(), clock::now() + AMPLE).await;
         let Err(CallError::Unreachable { reason: found, .. }) = answer else { panic!("{answer:?}") };
         assert!(found.contains(reason), "{found}");

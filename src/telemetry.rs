@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::filter::{EnvFilter, ParseError};
@@ -22,7 +23,8 @@ mod process;
 /// The upper bounds, in seconds, of every latency histogram: from a loopback call to what a person would give up on. The
 /// same for all, so that they can be laid over each other.
 const LATENCY_BUCKETS: [f64; 17] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 10.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5,
+    10.0,
 ];
 
 /// The upper bounds, in bytes, of every size histogram: 64 B to 64 MiB by fours.
@@ -59,6 +61,28 @@ pub fn count_buckets() -> impl Iterator<Item = f64> {
     COUNT_BUCKETS.into_iter()
 }
 
+/// A label value that may hold anything. prometheus-client 0.24 writes label values as they are, so that one quotation
+/// mark in a member's address would make a scraper refuse all of the text; this escapes what the format has escaped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LabelText(String);
+
+impl LabelText {
+    /// The label value for `text`.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        if !text.contains(['\\', '"', '\n']) {
+            return Self(text.to_owned());
+        }
+        Self(text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n"))
+    }
+}
+
+impl EncodeLabelValue for LabelText {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.as_str().encode(encoder)
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -81,7 +105,9 @@ pub enum TelemetryError {
         source: ParseError,
     },
     /// The default directives can't be read as such.
-    #[error("the log level {value:?} is not understood: {source}; write it like \"info\" or \"info,quorate::raft=debug\"")]
+    #[error(
+        "the log level {value:?} is not understood: {source}; write it like \"info\" or \"info,quorate::raft=debug\""
+    )]
     Directives {
         /// What was given.
         value: String,
@@ -114,13 +140,10 @@ pub fn init(format: LogFormat, default_directive: &str) -> Result<(), TelemetryE
 fn filter(environment: Option<String>, default_directive: &str) -> Result<EnvFilter, TelemetryError> {
     let builder = EnvFilter::builder();
     match environment.filter(|value| !value.trim().is_empty()) {
-        Some(value) => {
-            builder.parse(&value).map_err(|source| TelemetryError::EnvironmentDirectives { value, source })
-        }
-        None => builder.parse(default_directive).map_err(|source| TelemetryError::Directives {
-            value: default_directive.to_owned(),
-            source,
-        }),
+        Some(value) => builder.parse(&value).map_err(|source| TelemetryError::EnvironmentDirectives { value, source }),
+        None => builder
+            .parse(default_directive)
+            .map_err(|source| TelemetryError::Directives { value: default_directive.to_owned(), source }),
     }
 }
 

@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn a_refusal_says_why() {
         let said = |verdict| understand(versions(1, 1), answer(versions(2, 3), Err(verdict))).unwrap_err();
-        let version = "it speaks peer protocol versions 2 to 3, this member speaks version 1: upgrade the older of the two";
+        let version =
+            "it speaks peer protocol versions 2 to 3, this member speaks version 1: upgrade the older of the two";
         assert_eq!(said(Refusal::Version), version);
         assert_eq!(said(Refusal::Busy), "it has as many connections as it may");
         assert_eq!(said(Refusal::Channel), "it does not know this channel");

@@ -83,6 +83,8 @@ pub fn serve(
             };
             match accepted {
                 Ok((stream, from)) => shared.admit(stream, from, &connections),
+                // The one connection is gone, the listener is well.
+                Err(error) if of_one_connection(error.kind()) => debug!(%error, "a peer gave up its connection"),
                 Err(error) => {
                     warn!(%error, "can't take a peer's connection");
                     tokio::select! { () = &mut stopped => return, () = sleep(ACCEPT_PAUSE) => {} }
@@ -231,6 +233,12 @@ impl Shared {
         }
         within(self.limits.frame_timeout, "rest of a request", async { Ok(frames.next().await?) }).await
     }
+}
+
+/// Whether a failed accept is about the connection and not about the listener or the system.
+fn of_one_connection(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(kind, ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Bounds a wait for the other side.

@@ -145,7 +145,13 @@ pub struct MemoryTransport {
 
 impl MemoryTransport {
     /// The call without its deadline; `sent` tells whether the handler was reached.
-    async fn exchange(&self, to: &str, channel: Channel, request: Bytes, sent: &mut bool) -> Result<Bytes, &'static str> {
+    async fn exchange(
+        &self,
+        to: &str,
+        channel: Channel,
+        request: Bytes,
+        sent: &mut bool,
+    ) -> Result<Bytes, &'static str> {
         let (network, from) = (&self.network, self.address.as_str());
         if !network.pass(from, to).await {
             return Err("the link is cut");
@@ -174,7 +180,13 @@ impl MemoryTransport {
         Ok(answer)
     }
 
-    async fn bounded_call(&self, to: &str, channel: Channel, request: Bytes, deadline: Instant) -> Result<Bytes, CallError> {
+    async fn bounded_call(
+        &self,
+        to: &str,
+        channel: Channel,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
         if request.len() > FRAME_BYTES_MAX {
             return Err(CallError::TooLarge { bytes: request.len(), limit: FRAME_BYTES_MAX });
         }

@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{CallError, Channel};
-use crate::telemetry::latency_buckets;
+use crate::telemetry::{LabelText, latency_buckets};
 
 impl EncodeLabelValue for Channel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
@@ -27,20 +27,20 @@ impl EncodeLabelValue for Channel {
 /// One peer's traffic of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
-    peer: String,
+    peer: LabelText,
     channel: Channel,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
-    peer: String,
+    peer: LabelText,
     channel: Channel,
     error: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PeerLabels {
-    peer: String,
+    peer: LabelText,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -122,10 +122,9 @@ impl TransportMetrics {
 
     /// The series of one peer and channel.
     pub(super) fn lane(&self, peer: &str, channel: Channel) -> LaneMetrics {
-        let labels = LaneLabels { peer: peer.to_owned(), channel };
-        let error = |error| {
-            self.errors.get_or_create_owned(&ErrorLabels { peer: peer.to_owned(), channel, error })
-        };
+        let labels = LaneLabels { peer: LabelText::new(peer), channel };
+        let error =
+            |error| self.errors.get_or_create_owned(&ErrorLabels { peer: LabelText::new(peer), channel, error });
         LaneMetrics {
             calls: self.calls.get_or_create_owned(&labels),
             unreachable: error(UNREACHABLE),
@@ -140,20 +139,20 @@ impl TransportMetrics {
 
     /// The gauge of one peer's round-trip time.
     pub(super) fn round_trip(&self, peer: &str) -> SecondsGauge {
-        self.round_trip.get_or_create_owned(&PeerLabels { peer: peer.to_owned() })
+        self.round_trip.get_or_create_owned(&PeerLabels { peer: LabelText::new(peer) })
     }
 
     /// Takes a peer out of the exposition.
     pub(super) fn forget(&self, peer: &str) {
-        self.round_trip.remove(&PeerLabels { peer: peer.to_owned() });
+        self.round_trip.remove(&PeerLabels { peer: LabelText::new(peer) });
         for channel in Channel::ALL {
-            let labels = LaneLabels { peer: peer.to_owned(), channel };
+            let labels = LaneLabels { peer: LabelText::new(peer), channel };
             for family in [&self.calls, &self.connects, &self.sent, &self.received] {
                 family.remove(&labels);
             }
             self.duration.remove(&labels);
             for error in [UNREACHABLE, NO_ANSWER, TOO_LARGE] {
-                self.errors.remove(&ErrorLabels { peer: peer.to_owned(), channel, error });
+                self.errors.remove(&ErrorLabels { peer: LabelText::new(peer), channel, error });
             }
         }
     }

@@ -4,7 +4,7 @@
 //! waits behind a snapshot. Leaves out: what the bytes mean, who may call, and retries: those are `raft/`'s.
 //!
 //! [`tcp`] is the real one with [`listener`] as its other end; [`memory`] is a switchboard for tests and simulations. On
-//! the wire a connection is a [`hello`] each way, then [`frames`]: request, answer, request, answer.
+//! the wire a connection is a hello each way, then frames: request, answer, request, answer.
 
 mod frames;
 mod hello;

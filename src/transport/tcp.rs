@@ -68,7 +68,8 @@ struct Peer {
     round_trip: Gauge<f64, AtomicU64>,
 }
 
-/// The connections to one peer for one channel.
+/// The connections to one peer for one channel. Idle ones of a peer that is never called again stay until it is forgotten;
+/// the peer's listener closes its side of them.
 #[derive(Debug)]
 struct Lane {
     channel: Channel,
@@ -122,6 +123,12 @@ impl TcpTransport {
     pub fn forget(&self, peer: &str) {
         self.peers.write().remove(peer);
         self.metrics.forget(peer);
+    }
+
+    /// Peers that are kept.
+    #[cfg(test)]
+    pub(super) fn peers_known(&self) -> usize {
+        self.peers.read().len()
     }
 
     /// The peer's entry, made on the first call.
@@ -238,9 +245,12 @@ impl TcpTransport {
         let opened = timeout(limit, async {
             let stream = dial(address, limit).await.map_err(|error| error.to_string())?;
             let mut frames = Frames::new(stream).map_err(|error| error.to_string())?;
-            let lost = |error: io::Error| format!("no hello from it, is this a peer port? ({error})");
-            frames.write_bare(&hello::greet(OURS, lane.channel)).await.map_err(lost)?;
-            hello::understand(OURS, frames.read_bare().await.map_err(lost)?)?;
+            let greeted = frames.write_bare(&hello::greet(OURS, lane.channel)).await;
+            // Read even if that failed: a listener that has no room says so without waiting for a hello.
+            let answer = frames.read_bare().await.map_err(|error| {
+                format!("no hello from it, is this a peer port? ({})", greeted.err().unwrap_or(error))
+            })?;
+            hello::understand(OURS, answer)?;
             Ok(frames)
         });
         let frames = opened.await.unwrap_or_else(|_elapsed| Err(format!("no connection within {limit:?}")))?;

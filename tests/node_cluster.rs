@@ -122,8 +122,13 @@ async fn get(node: &Node, name: &str, consistency: Consistency) -> Option<String
     view.get(&key(name)).unwrap().map(|record| String::from_utf8(record.value.to_vec()).unwrap())
 }
 
+fn logs() {
+    let _ = quorate::telemetry::init(quorate::telemetry::LogFormat::Text, "info");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_form_once_and_serve_through_any_of_them() {
+    logs();
     let dir = tempfile::tempdir().unwrap();
     let (sockets, first) = listeners(&["n1", "n2", "n3"]).await;
     let configs: Vec<_> = ["n1", "n2", "n3"].iter().map(|name| config(dir.path(), name, &first)).collect();

@@ -39,7 +39,7 @@ impl PeerHandler for PeerDesk {
         match (request.first(), self.raft.get()) {
             (Some(&FORMING), _) => {
                 // Adopting an identity writes and syncs a small file, once in the life of a node.
-                let answer = self.forming.handle(&request[1..]);
+                let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
             (Some(_), Some(raft)) => raft.handle(channel, request),

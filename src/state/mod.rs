@@ -16,6 +16,8 @@ mod record;
 mod scan;
 mod schema;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod view;
 

@@ -86,6 +86,11 @@ impl Harness {
         self.enter(Entry::Commands(vec![command])).remove(0)
     }
 
+    /// Logs and applies one command that can't be refused.
+    pub(super) fn done(&mut self, command: Command) {
+        self.run(command).unwrap();
+    }
+
     fn apply(machine: &mut StateMachine, log: &[Entry], index: usize) -> Vec<Outcome> {
         match &log[index] {
             Entry::Commands(commands) => machine.apply(position(index), commands).unwrap(),

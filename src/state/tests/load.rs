@@ -10,8 +10,8 @@ use crate::types::Revision;
 fn source() -> Harness {
     let mut harness = Harness::new();
     for round in 0..5 {
-        harness.run(put(format!("k{round}"), "v"));
-        harness.run(put("again", format!("{round}")));
+        harness.done(put(format!("k{round}"), "v"));
+        harness.done(put("again", format!("{round}")));
         harness.enter(Entry::Commands(vec![delete(format!("k{}", round / 2)), put(format!("z{round}"), "w")]));
         if round == 2 {
             harness.checkpoint().unwrap();
@@ -50,8 +50,8 @@ fn a_pinned_state_stays_what_it_was() {
     let pinned = harness.machine.pin();
     let before = records(&pinned);
     for round in 0..9 {
-        harness.run(put("again", "later"));
-        harness.run(delete(format!("z{round}")));
+        harness.done(put("again", "later"));
+        harness.done(delete(format!("z{round}")));
         if round % 3 == 0 {
             harness.checkpoint().unwrap();
         }

@@ -1,13 +1,15 @@
 //! Threads. Property: while one thread applies and another one checkpoints, every view and every pinned state stays
 //! exact. Method: the value that each key has at each revision is known from the revision alone.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+
+use bytes::Bytes;
 
 use super::super::*;
 use super::harness::{command, hash_of, key, position, put_op};
-use crate::storage::{Engine, MemoryEngine, Order, SledConfig, SledEngine};
-use crate::types::{KeyRange, Revision};
+use crate::storage::{Engine, Error, MemoryEngine, Order, Scan, SledConfig, SledEngine};
+use crate::types::{KeyRange, Revision, Selector};
 
 /// Keys of the test; more than fit in the cache, fewer than rounds.
 const KEYS: u64 = 40;
@@ -126,6 +128,88 @@ fn readers_stay_exact_over_sled_while_a_writer_and_a_checkpointer_run() {
     let directory = tempfile::tempdir().unwrap();
     let engine = SledEngine::open(&directory.path().join("state"), &SledConfig::default()).unwrap();
     readers_stay_exact(Arc::new(engine), 1_500);
+}
+
+/// Holds the first look-up of a version until it is told to go on.
+struct Gate {
+    engine: MemoryEngine,
+    armed: AtomicBool,
+    reached: Barrier,
+    go_on: Barrier,
+}
+
+impl Engine for Gate {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let found = self.engine.get(key);
+        // 1 is the section of versions.
+        if key[0] == 1 && self.armed.swap(false, Ordering::SeqCst) {
+            self.reached.wait();
+            self.go_on.wait();
+        }
+        found
+    }
+
+    fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, Error> {
+        self.engine.scan(scan)
+    }
+
+    fn commit(&self, batch: crate::storage::Batch) -> Result<(), Error> {
+        self.engine.commit(batch)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.engine.flush()
+    }
+
+    fn size_on_disk(&self) -> Result<u64, Error> {
+        self.engine.size_on_disk()
+    }
+}
+
+#[test]
+fn a_slow_reader_never_puts_an_outdated_record_into_the_cache() {
+    let gate = Arc::new(Gate {
+        engine: MemoryEngine::new(),
+        armed: AtomicBool::new(false),
+        reached: Barrier::new(2),
+        go_on: Barrier::new(2),
+    });
+    let open = || StateMachine::open(Arc::clone(&gate) as Arc<dyn Engine>, StateConfig::default()).unwrap();
+    let write_and_checkpoint = |machine: &mut StateMachine, index: usize, op: TxnOp| {
+        machine.apply(position(index), &[command(Txn { success: vec![op], ..Txn::default() })]).unwrap();
+        machine.publish();
+        machine.checkpointer().run().unwrap();
+    };
+    for (round, next) in
+        [put_op("k", "new"), TxnOp::Delete { selector: Selector::Key(key("k")) }].into_iter().enumerate()
+    {
+        let mut machine = open();
+        write_and_checkpoint(&mut machine, 2 * round, put_op("k", "old"));
+        // Opened anew: nothing is cached.
+        let mut machine = open();
+        let reader = machine.reader();
+        gate.armed.store(true, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| reader.view().get(&key("k")).unwrap().unwrap().value);
+            gate.reached.wait();
+            write_and_checkpoint(&mut machine, 2 * round + 1, next.clone());
+            gate.go_on.wait();
+            assert_eq!(slow.join().unwrap(), "old");
+        });
+        let expected = matches!(next, TxnOp::Put { .. }).then(|| Bytes::from("new"));
+        assert_eq!(reader.view().get(&key("k")).unwrap().map(|record| record.value), expected);
+    }
+}
+
+#[test]
+fn the_doors_go_where_threads_need_them() {
+    fn assert_send<T: Send>() {}
+    fn assert_shared<T: Send + Sync + Clone>() {}
+    assert_send::<StateMachine>();
+    assert_send::<PinnedState>();
+    assert_shared::<StateReader>();
+    assert_shared::<StateView>();
+    assert_shared::<Checkpointer>();
 }
 
 #[test]

@@ -313,8 +313,6 @@ fn reads() -> impl Strategy<Value = RangeRead> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
-
     #[test]
     fn random_histories_read_like_a_map_cloned_at_each_revision(
         script in prop::collection::vec(

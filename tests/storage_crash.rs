@@ -23,6 +23,8 @@ const ROUNDS: u32 = 12;
 const KEYS_PER_BATCH: u64 = 24;
 /// Slots that the batches overwrite in turn: later batches meet leaves that earlier ones have dirtied.
 const SLOTS: u64 = 4_000;
+/// The newest batches that keep their log; each batch deletes that of an older one.
+const LOG_KEPT: u64 = 300;
 /// Batches behind each other that one flush covers, at most.
 const BATCHES_PER_FLUSH_MAX: u64 = 9;
 /// A child that was not killed by then stops itself.
@@ -56,9 +58,6 @@ fn batch(number: u64) -> Vec<Write> {
     }
     writes
 }
-
-/// The newest batches keep their log.
-const LOG_KEPT: u64 = 300;
 
 /// The newest batch in the store and every check of its state: exactly what the batches up to it leave behind.
 fn checked_newest(engine: &SledEngine) -> u64 {
@@ -98,9 +97,12 @@ fn open(directory: &Path) -> SledEngine {
 
 /// The child: goes on behind the newest batch until it is killed.
 fn write_until_killed(directory: &Path) {
-    let engine = open(directory);
-    let mut number = checked_newest(&engine);
     let mut random = rand::rng();
+    // Every other child reopens its store at each flush, so that kills also meet closing and opening.
+    let pinned_bytes = if random.random() { 0 } else { SledConfig::default().pinned_bytes };
+    let config = SledConfig { pinned_bytes, ..SledConfig::default() };
+    let engine = SledEngine::open(directory, &config).expect("the store opens behind a kill");
+    let mut number = checked_newest(&engine);
     while number < BATCHES_MAX {
         for _ in 0..random.random_range(1..=BATCHES_PER_FLUSH_MAX) {
             number += 1;

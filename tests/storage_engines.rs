@@ -11,12 +11,17 @@ use quorate::storage::conformance::{self, Medium};
 use quorate::storage::{Engine, Error, FaultPoint, MemoryEngine, Order, Scan, SledConfig, SledEngine, Write};
 use tempfile::TempDir;
 
-/// A directory that goes away with the test.
-struct Directory(TempDir);
+/// A directory that goes away with the test, and how it is opened.
+struct Directory(TempDir, SledConfig);
 
 impl Directory {
     fn new() -> Self {
-        Self(TempDir::new().expect("a temporary directory"))
+        Self(TempDir::new().expect("a temporary directory"), SledConfig::default())
+    }
+
+    /// With so little memory that leaves are evicted all the time and every flush reopens the store.
+    fn starved() -> Self {
+        Self(Self::new().0, SledConfig { cache_bytes: 1, pinned_bytes: 0, ..SledConfig::default() })
     }
 }
 
@@ -24,7 +29,7 @@ impl Medium for Directory {
     type Engine = SledEngine;
 
     fn open(&self) -> Result<SledEngine, Error> {
-        SledEngine::open(&self.0.path().join("state"), &SledConfig::default())
+        SledEngine::open(&self.0.path().join("state"), &self.1)
     }
 }
 
@@ -42,6 +47,11 @@ impl Medium for Disk {
 #[test]
 fn sled_conforms() {
     conformance::check(Directory::new);
+}
+
+#[test]
+fn sled_conforms_while_it_is_evicted_and_reopened() {
+    conformance::check(Directory::starved);
 }
 
 #[test]

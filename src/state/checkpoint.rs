@@ -15,6 +15,9 @@ use super::schema::{Applied, StorageKey, stored_key};
 use super::store::{Frozen, Store};
 use crate::storage::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Write};
 
+/// The most writes in a batch. Tests write tiny ones, so as to be interrupted between any two of many.
+const BATCH_WRITES_MAX: usize = if cfg!(test) { 3 } else { BATCH_OPERATIONS_MAX };
+
 /// A batch is committed once it holds this many bytes, in bytes of keys and values, though it could take more writes: an
 /// engine may hold locks for as long as a batch takes.
 const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -137,11 +140,7 @@ impl<'a> BatchWriter<'a> {
         let key = Bytes::from(key.encode());
         self.batch_bytes += key.len() + value.len();
         self.batch.push(Write::Put(key, value));
-        if self.batch.len() >= BATCH_OPERATIONS_MAX || self.batch_bytes >= BATCH_BYTES_MAX {
-            self.commit()
-        } else {
-            Ok(())
-        }
+        if self.batch.len() >= BATCH_WRITES_MAX || self.batch_bytes >= BATCH_BYTES_MAX { self.commit() } else { Ok(()) }
     }
 
     /// Adds a version.

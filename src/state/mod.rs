@@ -17,6 +17,8 @@ mod scan;
 mod schema;
 pub mod snapshot;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod view;
 

@@ -21,9 +21,9 @@ use crate::storage::{Error, Order, Scan};
 use crate::types::{KeyRange, Revision};
 
 /// The keys in the first chunk of a range at least, and in any at most. An engine prefers larger chunks, a page of a few
-/// records smaller ones.
-const CHUNK_KEYS_MIN: usize = 16;
-const CHUNK_KEYS_MAX: usize = 512;
+/// records smaller ones. Tests read in tiny chunks, so that every seam between two is met often.
+const CHUNK_KEYS_MIN: usize = if cfg!(test) { 1 } else { 16 };
+const CHUNK_KEYS_MAX: usize = if cfg!(test) { 4 } else { 512 };
 /// The most bytes that one scan of the engine for pointers returns; a few more by the last pair.
 const POINTER_CHUNK_BYTES_MAX: usize = 1024 * 1024;
 /// The most bytes that one scan of the engine for versions returns; a few more by the last pair.

@@ -88,7 +88,7 @@ pub trait Engine: Send + Sync + 'static {
     /// never durable before a batch that was committed earlier.
     ///
     /// # Errors
-    /// [`Error`], local and fatal.
+    /// [`Error`], local and fatal; [`Error::BatchTooLarge`] without any effect.
     fn commit(&self, batch: Batch) -> Result<(), Error>;
 
     /// Returns once every batch committed before the call is on stable storage.

@@ -2,6 +2,7 @@
 
 mod command;
 mod record;
+pub mod snapshot;
 mod view;
 
 pub use command::{

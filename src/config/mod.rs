@@ -1,0 +1,336 @@
+//! The configuration of a node: read from flags, environment and file, checked as a whole, then never changed.
+//!
+//! Guarantees: a [`ServeConfig`] that exists is complete and consistent; each refusal says which setting is wrong and what
+//! to do. Leaves out: anything that needs the disk or the network (an occupied port, a directory in use); starting finds
+//! those.
+
+mod settings;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use settings::Settings;
+pub use values::{
+    BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX, Name, Size,
+    Span,
+};
+
+use crate::types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, VALUE_BYTES_MAX};
+
+/// The client port where none is named.
+pub const CLIENT_PORT_DEFAULT: u16 = 7480;
+
+/// The peer port where none is named.
+pub const PEER_PORT_DEFAULT: u16 = 7481;
+
+/// The round-trip time between members that is reckoned with where none is named: a LAN with room for a busy disk.
+pub const RTT_DEFAULT: Duration = Duration::from_millis(10);
+
+/// The greatest round-trip time that can be set; beyond it an election would take minutes.
+pub const RTT_MAX: Duration = Duration::from_secs(5);
+
+/// The most nodes `dev` runs in one process.
+pub const DEV_NODES_MAX: u16 = 9;
+
+/// The most threads that can be asked for.
+const RUNTIME_THREADS_MAX: usize = 256;
+
+/// The most threads that are taken unasked.
+const RUNTIME_THREADS_DEFAULT_MAX: usize = 8;
+
+/// The least log that is worth a snapshot, in bytes.
+const SNAPSHOT_LOG_BYTES_MIN: Size = Size(64 * 1024);
+
+/// The smallest cache that works, in bytes.
+const CACHE_BYTES_MIN: Size = Size::mib(1);
+
+/// Why a configuration can't be used. Each is one line for the operator.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration file {}: {why}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
+    /// The file can't be understood.
+    #[error("{}:{line}: {why}", .path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        why: String,
+    },
+    /// A setting that has no default is missing.
+    #[error("--{flag} is missing; give the flag, {variable}, or {key} in the configuration file", key = flag.replace('-', "_"))]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// A setting is out of its range, or contradicts another.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What a node weighs memory and disk by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// The largest value a client may store, in bytes.
+    pub value_bytes_max: usize,
+    /// A snapshot is due once the log grew by this many bytes, or by the last snapshot's size if that is more.
+    pub snapshot_log_bytes: u64,
+    /// Memory for recent log entries, in bytes.
+    pub log_cache_bytes: u64,
+    /// Memory for pages of the state engine, in bytes.
+    pub state_cache_bytes: u64,
+    /// Memory for latest values, in bytes.
+    pub value_cache_bytes: u64,
+    /// Threads that serve requests.
+    pub runtime_threads: usize,
+}
+
+/// The configuration of one node, complete and consistent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Its name, unique in the cluster.
+    pub name: Name,
+    /// Its directory.
+    pub data_dir: PathBuf,
+    /// Where it serves clients.
+    pub client_addr: HostPort,
+    /// Where it serves members.
+    pub peer_addr: HostPort,
+    /// The URL under which clients reach it.
+    pub advertise_client_url: BaseUrl,
+    /// Where members reach it; the same as its entry in `initial_cluster`.
+    pub advertise_peer_addr: HostPort,
+    /// Its data centre; empty if none was named.
+    pub zone: String,
+    /// The first members, this one among them; `None` if the directory is expected to have an identity already.
+    pub initial_cluster: Option<InitialCluster>,
+    /// The greatest round-trip time between members; timers follow from it.
+    pub rtt: Duration,
+    /// How it logs.
+    pub log_format: LogFormat,
+    /// Memory and disk.
+    pub tuning: Tuning,
+}
+
+impl ServeConfig {
+    /// Merges flags (with the environment already in them) over the file, fills in defaults and checks the whole.
+    ///
+    /// # Errors
+    /// [`ConfigError`], the first that is found.
+    pub fn load(flags: Settings, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = file.map(Settings::from_file).transpose()?.unwrap_or_default();
+        Self::resolve(flags.or(file))
+    }
+
+    /// Fills in defaults and checks the whole.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] and [`ConfigError::Invalid`].
+    pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+        let name = settings.name.clone().ok_or(ConfigError::Missing { flag: "name", variable: "QUORATE_NAME" })?;
+        let data_dir =
+            settings.data_dir.clone().ok_or(ConfigError::Missing { flag: "data-dir", variable: "QUORATE_DATA_DIR" })?;
+        if data_dir.as_os_str().is_empty() {
+            return invalid("--data-dir is empty; name a directory");
+        }
+        let client_addr = settings.client_addr.clone().unwrap_or_else(|| loopback(CLIENT_PORT_DEFAULT));
+        let peer_addr = settings.peer_addr.clone().unwrap_or_else(|| loopback(PEER_PORT_DEFAULT));
+        check_listeners(&client_addr, &peer_addr)?;
+        let rtt = settings.rtt.map_or(RTT_DEFAULT, |rtt| rtt.0);
+        if rtt < Duration::from_millis(1) || rtt > RTT_MAX {
+            return invalid(format!("--rtt is {}; it must be 1ms to {}", Span(rtt), Span(RTT_MAX)));
+        }
+        Ok(Self {
+            advertise_client_url: client_url(settings.advertise_client_url.clone(), &client_addr)?,
+            advertise_peer_addr: advertised_peer(&settings, &name, &peer_addr)?,
+            name,
+            data_dir,
+            client_addr,
+            peer_addr,
+            zone: settings.zone.as_ref().map_or_else(String::new, ToString::to_string),
+            rtt,
+            log_format: settings.log_format.unwrap_or_default(),
+            tuning: tuning(&settings)?,
+            initial_cluster: settings.initial_cluster,
+        })
+    }
+
+    /// The nodes of a development cluster on loopback: node *i* (from 1) is named `n<i>`, serves clients on
+    /// `port + 2(i-1)` and members on the port after it, and keeps its data in `data_dir/n<i>`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if there are no or too many nodes, or the ports go beyond 65535.
+    pub fn dev(nodes: u16, data_dir: &Path, port: u16) -> Result<Vec<Self>, ConfigError> {
+        if nodes == 0 || nodes > DEV_NODES_MAX {
+            return invalid(format!("--nodes is {nodes}; it must be 1 to {DEV_NODES_MAX}"));
+        }
+        if port == 0 || port.checked_add(2 * nodes - 1).is_none() {
+            return invalid(format!(
+                "--port is {port}; {nodes} nodes take {} ports from there, which must be 1 to 65535",
+                2 * nodes
+            ));
+        }
+        let address = |node: u16, peer: u16| loopback(port + 2 * (node - 1) + peer);
+        let name =
+            |node: u16| format!("n{node}").parse::<Name>().map_err(|error| ConfigError::Invalid(error.to_string()));
+        let members = (1..=nodes)
+            .map(|node| Ok(InitialMember { name: name(node)?, peer_addr: address(node, 1) }))
+            .collect::<Result<Vec<_>, ConfigError>>()?;
+        let cluster = InitialCluster::new(members).map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        (1..=nodes)
+            .map(|node| {
+                let name = name(node)?;
+                Self::resolve(Settings {
+                    data_dir: Some(data_dir.join(name.as_str())),
+                    name: Some(name),
+                    client_addr: Some(address(node, 0)),
+                    peer_addr: Some(address(node, 1)),
+                    initial_cluster: Some(cluster.clone()),
+                    // Several nodes share this machine: one thread each.
+                    runtime_threads: Some(1),
+                    ..Settings::default()
+                })
+            })
+            .collect()
+    }
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid(message.into()))
+}
+
+fn loopback(port: u16) -> HostPort {
+    format!("127.0.0.1:{port}").parse().expect("a loopback address with a port other than 0 is valid")
+}
+
+/// The two listeners can't share a port on one interface.
+fn check_listeners(client: &HostPort, peer: &HostPort) -> Result<(), ConfigError> {
+    let overlap = client.host() == peer.host() || client.is_unspecified() || peer.is_unspecified();
+    if client.port() == peer.port() && overlap {
+        return invalid(format!(
+            "--client-addr {client} and --peer-addr {peer} share a port; give the two listeners different ones"
+        ));
+    }
+    Ok(())
+}
+
+fn client_url(given: Option<BaseUrl>, listener: &HostPort) -> Result<BaseUrl, ConfigError> {
+    match given {
+        Some(url) => Ok(url),
+        None if listener.is_unspecified() => invalid(format!(
+            "--client-addr {listener} listens on every interface, which is no address to call; \
+             add --advertise-client-url http://HOST:{}",
+            listener.port()
+        )),
+        None => Ok(BaseUrl::of(listener)),
+    }
+}
+
+/// What the other members dial: as said, or as the list of first members has it, or where this node listens.
+fn advertised_peer(settings: &Settings, name: &Name, listener: &HostPort) -> Result<HostPort, ConfigError> {
+    let given = settings.advertise_peer_addr.as_ref();
+    let Some(cluster) = &settings.initial_cluster else {
+        return match given {
+            Some(address) => advertisable(address.clone()),
+            None if listener.is_unspecified() => invalid(format!(
+                "--peer-addr {listener} listens on every interface, which is no address to call; \
+                 add --advertise-peer-addr HOST:{}",
+                listener.port()
+            )),
+            None => Ok(listener.clone()),
+        };
+    };
+    let Some(listed) = cluster.find(name).map(|member| &member.peer_addr) else {
+        return invalid(format!(
+            "--name {name} is not in --initial-cluster {cluster}; the list must hold this node and every other first member"
+        ));
+    };
+    match given {
+        Some(address) if address != listed => invalid(format!(
+            "--advertise-peer-addr is {address}, but --initial-cluster has {name}={listed}; make them the same"
+        )),
+        // Nothing says that a port mapping lies between, so the ports were more likely mixed up.
+        None if listed.port() != listener.port() => invalid(format!(
+            "--peer-addr listens on port {}, but --initial-cluster has {name}={listed}; make the ports the same, \
+             or add --advertise-peer-addr {listed} if a port mapping lies between",
+            listener.port()
+        )),
+        _ => advertisable(listed.clone()),
+    }
+}
+
+fn advertisable(address: HostPort) -> Result<HostPort, ConfigError> {
+    if address.is_unspecified() {
+        return invalid(format!("{address} is no address the other members could call; name the host"));
+    }
+    Ok(address)
+}
+
+fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
+    let value_bytes_most = Size((TXN_BYTES_MAX - KEY_BYTES_MAX) as u64);
+    let value_bytes_max = in_range(
+        "value-bytes-max",
+        settings.value_bytes_max.unwrap_or(Size(VALUE_BYTES_MAX as u64)),
+        Size(1),
+        value_bytes_most,
+    )?;
+    let unlimited = Size(u64::MAX);
+    let cache =
+        |flag, given: Option<Size>, default| in_range(flag, given.unwrap_or(default), CACHE_BYTES_MIN, unlimited);
+    let snapshot_log = settings.snapshot_log_bytes.unwrap_or(Size::mib(256));
+    let runtime_threads = settings.runtime_threads.unwrap_or_else(default_threads);
+    if runtime_threads == 0 || runtime_threads > RUNTIME_THREADS_MAX {
+        return invalid(format!("--runtime-threads is {runtime_threads}; it must be 1 to {RUNTIME_THREADS_MAX}"));
+    }
+    Ok(Tuning {
+        value_bytes_max: usize::try_from(value_bytes_max).unwrap_or(VALUE_BYTES_MAX),
+        snapshot_log_bytes: in_range("snapshot-log-bytes", snapshot_log, SNAPSHOT_LOG_BYTES_MIN, unlimited)?,
+        log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
+        state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(128))?,
+        value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(64))?,
+        runtime_threads,
+    })
+}
+
+fn in_range(flag: &str, size: Size, least: Size, most: Size) -> Result<u64, ConfigError> {
+    if size < least {
+        return invalid(format!("--{flag} is {size}; it must be at least {least}"));
+    }
+    if size > most {
+        return invalid(format!("--{flag} is {size}; it must be at most {most}"));
+    }
+    Ok(size.0)
+}
+
+/// One thread where a second would only fight for the same core with the log's and the checkpointer's.
+fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 2).clamp(1, RUNTIME_THREADS_DEFAULT_MAX)
+}
+
+#[cfg(test)]
+mod tests;

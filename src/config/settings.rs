@@ -1,0 +1,121 @@
+//! What an operator can set, each once: a flag, a `QUORATE_*` variable and a key of the configuration file share one field.
+//!
+//! Guarantees: flags win over environment, environment over file; an unknown key in the file is an error that names the
+//! file and the line. Leaves out: defaults and relations between settings ([`super::ServeConfig::resolve`]).
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::values::{BaseUrl, HostPort, InitialCluster, Name, Size, Span};
+use super::{ConfigError, LogFormat};
+
+/// The largest configuration file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The settings of a node as they were given; `None` was not given.
+#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Name of this node, unique in the cluster
+    #[arg(long, env = "QUORATE_NAME", value_name = "NAME")]
+    pub name: Option<Name>,
+    /// Directory of this node: identity, log, state and snapshots
+    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where clients are served [default: 127.0.0.1:7480]
+    #[arg(long, env = "QUORATE_CLIENT_ADDR", value_name = "HOST:PORT")]
+    pub client_addr: Option<HostPort>,
+    /// Where the other members are served [default: 127.0.0.1:7481]
+    #[arg(long, env = "QUORATE_PEER_ADDR", value_name = "HOST:PORT")]
+    pub peer_addr: Option<HostPort>,
+    /// URL under which clients reach this node [default: http:// and the client address]
+    #[arg(long, env = "QUORATE_ADVERTISE_CLIENT_URL", value_name = "URL")]
+    pub advertise_client_url: Option<BaseUrl>,
+    /// Address at which the other members reach this node [default: as in --initial-cluster, or the peer address]
+    #[arg(long, env = "QUORATE_ADVERTISE_PEER_ADDR", value_name = "HOST:PORT")]
+    pub advertise_peer_addr: Option<HostPort>,
+    /// Data centre this node stands in
+    #[arg(long, env = "QUORATE_ZONE", value_name = "ZONE")]
+    pub zone: Option<Name>,
+    /// All first members, the same list on each; forms the cluster once. Not needed once the directory has an identity
+    #[arg(long, env = "QUORATE_INITIAL_CLUSTER", value_name = "NAME=HOST:PORT,...")]
+    pub initial_cluster: Option<InitialCluster>,
+    /// Greatest round-trip time between members; heartbeat and election timeouts follow from it [default: 10ms]
+    #[arg(long, env = "QUORATE_RTT", value_name = "DURATION")]
+    pub rtt: Option<Span>,
+    /// How logs are written to standard error [default: text]
+    #[arg(long, env = "QUORATE_LOG_FORMAT", value_name = "FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// Largest value a client may store [default: 4MiB]
+    #[arg(long, env = "QUORATE_VALUE_BYTES_MAX", value_name = "SIZE", help_heading = "Tuning")]
+    pub value_bytes_max: Option<Size>,
+    /// A snapshot is made once the log grew by this much, or by the size of the last snapshot if that is more
+    /// [default: 256MiB]
+    #[arg(long, env = "QUORATE_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Tuning")]
+    pub snapshot_log_bytes: Option<Size>,
+    /// Memory for recent log entries [default: 64MiB]
+    #[arg(long, env = "QUORATE_LOG_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
+    pub log_cache_bytes: Option<Size>,
+    /// Memory for pages of the state on disk [default: 128MiB]
+    #[arg(long, env = "QUORATE_STATE_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
+    pub state_cache_bytes: Option<Size>,
+    /// Memory for the latest values of keys that are read often [default: 64MiB]
+    #[arg(long, env = "QUORATE_VALUE_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
+    pub value_cache_bytes: Option<Size>,
+    /// Threads that serve requests [default: 1 on up to two cores, otherwise half the cores, at most 8]
+    #[arg(long, env = "QUORATE_RUNTIME_THREADS", value_name = "COUNT", help_heading = "Tuning")]
+    pub runtime_threads: Option<usize>,
+}
+
+impl Settings {
+    /// Reads the settings of a TOML file, whose keys are the flags with `_` for `-`.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`] if it can't be read, [`ConfigError::Syntax`] with the line if it can't be understood.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |why: String| ConfigError::File { path: path.to_owned(), why };
+        let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+        if size > FILE_BYTES_MAX {
+            return Err(unreadable(format!("it has {size} bytes, a configuration file at most {FILE_BYTES_MAX}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        Self::from_toml(&text, path)
+    }
+
+    /// Reads settings out of the text of a file; `path` only stands in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`] with the line.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1;
+            let why = error.message().replace('\n', ", ");
+            ConfigError::Syntax { path: path.to_owned(), line, why }
+        })
+    }
+
+    /// These settings, and where one is missing that of `fallback`.
+    #[must_use]
+    pub fn or(self, fallback: Self) -> Self {
+        Self {
+            name: self.name.or(fallback.name),
+            data_dir: self.data_dir.or(fallback.data_dir),
+            client_addr: self.client_addr.or(fallback.client_addr),
+            peer_addr: self.peer_addr.or(fallback.peer_addr),
+            advertise_client_url: self.advertise_client_url.or(fallback.advertise_client_url),
+            advertise_peer_addr: self.advertise_peer_addr.or(fallback.advertise_peer_addr),
+            zone: self.zone.or(fallback.zone),
+            initial_cluster: self.initial_cluster.or(fallback.initial_cluster),
+            rtt: self.rtt.or(fallback.rtt),
+            log_format: self.log_format.or(fallback.log_format),
+            value_bytes_max: self.value_bytes_max.or(fallback.value_bytes_max),
+            snapshot_log_bytes: self.snapshot_log_bytes.or(fallback.snapshot_log_bytes),
+            log_cache_bytes: self.log_cache_bytes.or(fallback.log_cache_bytes),
+            state_cache_bytes: self.state_cache_bytes.or(fallback.state_cache_bytes),
+            value_cache_bytes: self.value_cache_bytes.or(fallback.value_cache_bytes),
+            runtime_threads: self.runtime_threads.or(fallback.runtime_threads),
+        }
+    }
+}

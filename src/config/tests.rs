@@ -1,0 +1,134 @@
+//! What a configuration is made of, and every relation between settings that is refused.
+
+use std::path::Path;
+
+use super::*;
+
+const PATH: &str = "node.toml";
+
+fn parse(text: &str) -> Result<Settings, ConfigError> {
+    Settings::from_toml(text, Path::new(PATH))
+}
+
+/// A configuration that is fine, with these lines added.
+fn resolve(more: &str) -> Result<ServeConfig, ConfigError> {
+    ServeConfig::resolve(parse(&format!("name = 'n1'\ndata_dir = '/data'\n{more}"))?)
+}
+
+fn refusal(more: &str) -> String {
+    resolve(more).map(|config| format!("accepted: {config:?}")).unwrap_or_else(|error| error.to_string())
+}
+
+#[test]
+fn a_name_and_a_directory_are_enough() {
+    let config = resolve("").unwrap();
+    assert_eq!(config.client_addr.to_string(), "127.0.0.1:7480");
+    assert_eq!(config.peer_addr.to_string(), "127.0.0.1:7481");
+    assert_eq!(config.advertise_client_url.as_str(), "http://127.0.0.1:7480");
+    assert_eq!(config.advertise_peer_addr, config.peer_addr);
+    assert_eq!((config.zone.as_str(), config.rtt, config.log_format), ("", RTT_DEFAULT, LogFormat::Text));
+    assert_eq!(config.tuning.snapshot_log_bytes, 256 << 20);
+    assert_eq!(config.tuning.value_bytes_max, VALUE_BYTES_MAX);
+}
+
+#[test]
+fn every_setting_can_stand_in_the_file() {
+    let config = resolve(
+        "client_addr = '0.0.0.0:80'\npeer_addr = '0.0.0.0:81'\nadvertise_client_url = 'http://h1:80'\n\
+         advertise_peer_addr = 'h1:81'\nzone = 'dc1'\ninitial_cluster = 'n1=h1:81,n2=h2:81'\nrtt = '80ms'\n\
+         log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_cache_bytes = '2MiB'\n\
+         state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nruntime_threads = 3",
+    )
+    .unwrap();
+    assert_eq!(config.advertise_peer_addr.to_string(), "h1:81");
+    assert_eq!(config.initial_cluster.map(|cluster| cluster.members().len()), Some(2));
+    assert_eq!((config.rtt, config.log_format), (Duration::from_millis(80), LogFormat::Json));
+    let expected = Tuning {
+        value_bytes_max: 1 << 20,
+        snapshot_log_bytes: 1 << 20,
+        log_cache_bytes: 2 << 20,
+        state_cache_bytes: 3 << 20,
+        value_cache_bytes: 4 << 20,
+        runtime_threads: 3,
+    };
+    assert_eq!(config.tuning, expected);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let flags = parse("rtt = '5ms'").unwrap();
+    let file = parse("rtt = '9ms'\nzone = 'dc1'").unwrap();
+    let merged = flags.or(file);
+    assert_eq!(merged.rtt.map(|rtt| rtt.to_string()), Some("5ms".to_owned()));
+    assert_eq!(merged.zone.map(|zone| zone.to_string()), Some("dc1".to_owned()));
+}
+
+#[test]
+fn errors_in_the_file_name_the_file_and_the_line() {
+    let error = |text: &str| parse(text).unwrap_err().to_string();
+    assert!(error("name = 'n1'\n\nzoom = 3").starts_with("node.toml:3: unknown field `zoom`"));
+    assert!(error("name = 'n1'\nrtt = 'soon'").starts_with("node.toml:2: 'soon' is no duration"));
+    assert!(error("name = 'n1'\nname = 'n2'").starts_with("node.toml:2: duplicate key"));
+    assert!(error("name = \n").starts_with("node.toml:1: "));
+    assert!(error("client_addr = true").contains("an address as \"host:port\""));
+    assert!(error("runtime_threads = -1").starts_with("node.toml:1: "));
+    assert!(!error("name = \n").contains('\n'));
+    let missing = Settings::from_file(Path::new("/nonexistent/node.toml")).unwrap_err().to_string();
+    assert!(missing.starts_with("can't read the configuration file /nonexistent/node.toml: "));
+}
+
+#[test]
+fn missing_settings_say_where_to_give_them() {
+    let error = ServeConfig::resolve(Settings::default()).unwrap_err();
+    let expected = "--name is missing; give the flag, QUORATE_NAME, or name in the configuration file";
+    assert_eq!(error.to_string(), expected);
+    let error = ServeConfig::resolve(parse("name = 'n1'").unwrap()).unwrap_err();
+    assert!(error.to_string().contains("QUORATE_DATA_DIR, or data_dir"));
+}
+
+#[test]
+fn contradictions_are_refused_with_a_way_out() {
+    let cases = [
+        ("client_addr = 'h:1'\npeer_addr = 'h:1'", "share a port"),
+        ("client_addr = '0.0.0.0:7481'", "share a port"),
+        ("client_addr = '0.0.0.0:7480'", "add --advertise-client-url http://HOST:7480"),
+        ("peer_addr = '[::]:7481'", "add --advertise-peer-addr HOST:7481"),
+        ("advertise_peer_addr = '0.0.0.0:7481'", "no address the other members could call"),
+        ("initial_cluster = 'n2=h2:7481'", "--name n1 is not in --initial-cluster n2=h2:7481"),
+        ("initial_cluster = 'n1=h1:9999'", "or add --advertise-peer-addr h1:9999 if a port mapping"),
+        ("initial_cluster = 'n1=h1:7481'\nadvertise_peer_addr = 'h9:7481'", "make them the same"),
+        ("initial_cluster = 'n1=0.0.0.0:7481'", "no address the other members could call"),
+        ("rtt = '0ms'", "it must be 1ms to 5s"),
+        ("rtt = '1m'", "it must be 1ms to 5s"),
+        ("value_bytes_max = 0", "it must be at least 1"),
+        ("value_bytes_max = '1GiB'", "--value-bytes-max is 1GiB; it must be at most"),
+        ("snapshot_log_bytes = 1", "it must be at least 64KiB"),
+        ("log_cache_bytes = 1", "it must be at least 1MiB"),
+        ("runtime_threads = 0", "it must be 1 to 256"),
+    ];
+    for (settings, expected) in cases {
+        let refusal = refusal(settings);
+        assert!(refusal.contains(expected) && !refusal.contains('\n'), "{settings}: {refusal}");
+    }
+}
+
+#[test]
+fn the_list_of_first_members_says_where_this_node_is_called() {
+    let config = resolve("peer_addr = '0.0.0.0:7481'\ninitial_cluster = 'n1=h1:7481'").unwrap();
+    assert_eq!(config.advertise_peer_addr.to_string(), "h1:7481");
+    let config = resolve("initial_cluster = 'n1=h1:9999'\nadvertise_peer_addr = 'h1:9999'").unwrap();
+    assert_eq!(config.peer_addr.port(), 7481);
+}
+
+#[test]
+fn dev_nodes_take_neighbouring_ports() {
+    let nodes = ServeConfig::dev(3, Path::new("d"), 7480).unwrap();
+    let ports: Vec<_> = nodes.iter().map(|node| (node.client_addr.port(), node.peer_addr.port())).collect();
+    assert_eq!(ports, [(7480, 7481), (7482, 7483), (7484, 7485)]);
+    assert_eq!(nodes[2].data_dir, Path::new("d/n3"));
+    assert!(nodes.iter().all(|node| node.initial_cluster == nodes[0].initial_cluster));
+    assert!(ServeConfig::dev(3, Path::new("d"), 65530).is_ok());
+    for (count, port) in [(0, 7480), (DEV_NODES_MAX + 1, 7480), (3, 65531), (1, 0)] {
+        assert!(ServeConfig::dev(count, Path::new("d"), port).is_err());
+    }
+}

@@ -1,0 +1,367 @@
+//! The values that flags, environment and file are made of: addresses, durations, sizes, the first members.
+//!
+//! Guarantees: each is valid by itself once it exists, is read by the same parser wherever it comes from, and prints as it
+//! is read. Leaves out: relations between two of them; those are [`super::ServeConfig`]'s.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+/// The longest name of a node or a zone, in characters.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// The most members a cluster can be formed with. A group of more than seven voters only gets slower.
+pub const INITIAL_MEMBERS_MAX: usize = 15;
+
+/// Why a value can't be used, in words that stand behind the name of its flag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidValue(String);
+
+impl InvalidValue {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// Lets a type with [`FromStr`] stand as a string in the file.
+macro_rules! from_file_as_string {
+    ($name:ty, $what:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($what)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+
+                    // Plain numbers are only good where the type reads them: sizes in bytes, not durations.
+                    fn visit_i64<E: de::Error>(self, number: i64) -> Result<$name, E> {
+                        self.visit_str(&number.to_string())
+                    }
+                }
+                deserializer.deserialize_any(Text)
+            }
+        }
+    };
+}
+
+/// The name of a node or a zone: 1 to 64 of the characters `a-z A-Z 0-9 . _ -`, so that it can stand in a list, a header,
+/// a metric label and a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+        if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.chars().all(allowed) {
+            return Err(InvalidValue::new(format!(
+                "a name has 1 to {NAME_CHARS_MAX} characters out of a-z, A-Z, 0-9, '.', '_' and '-'"
+            )));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+from_file_as_string!(Name, "a name");
+
+/// `host:port`, where the host is a name, an IPv4 address, or an IPv6 address in brackets. The port is never 0: an
+/// address that others must know can't be left to the system.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    host: String,
+    port: u16,
+}
+
+impl HostPort {
+    /// The host, an IPv6 address in its brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether this means "every interface": good to listen on, no good to be called at.
+    #[must_use]
+    pub fn is_unspecified(&self) -> bool {
+        matches!(self.host.as_str(), "0.0.0.0" | "[::]")
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(format!("'{text}' is no address; it must be host:port, like 10.0.0.1:7481"));
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+            InvalidValue::new(format!("'{text}' has no usable port; it must be host:port with a port of 1 to 65535"))
+        })?;
+        // Host names, IPv4 and bracketed IPv6 by the rules of URLs; a bare IPv6 address has colons left over and fails.
+        match url::Host::parse(host) {
+            Ok(_) if !host.is_empty() => Ok(Self { host: host.to_owned(), port }),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+from_file_as_string!(HostPort, "an address as \"host:port\"");
+
+/// A base URL under which clients reach a node: `http://host[:port]`, kept without a trailing slash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl(String);
+
+impl BaseUrl {
+    /// The URL of a listener that clients can reach at the address it listens on.
+    #[must_use]
+    pub fn of(address: &HostPort) -> Self {
+        Self(format!("http://{address}"))
+    }
+
+    /// The text, without a trailing slash.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = |why: &str| InvalidValue::new(format!("'{text}' {why}; it must be like http://10.0.0.1:7480"));
+        let url = url::Url::parse(text).map_err(|error| invalid(&format!("is no URL ({error})")))?;
+        match url.scheme() {
+            "http" | "https" => {}
+            other => return Err(invalid(&format!("has the scheme '{other}'"))),
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+            return Err(invalid("has more than a host and a port"));
+        }
+        Ok(Self(text.trim_end_matches('/').to_owned()))
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+from_file_as_string!(BaseUrl, "a URL");
+
+/// A span of time, written as `80ms` or `1m 30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|_| InvalidValue::new(format!("'{text}' is no duration; it must be like 80ms, 2s or 1m30s")))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&humantime::format_duration(self.0), f)
+    }
+}
+
+from_file_as_string!(Span, "a duration like \"80ms\"");
+
+/// A size in bytes, written as a plain number or as `64MiB` (2^20) or `64MB` (10^6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(count: u64) -> Self {
+        Self(count * 1024 * 1024)
+    }
+}
+
+impl FromStr for Size {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse::<bytesize::ByteSize>()
+            .map(|size| Self(size.as_u64()))
+            .map_err(|_| InvalidValue::new(format!("'{text}' is no size; it must be like 65536, 64KiB or 256MiB")))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Exact for whole units, because it must read back as the same number.
+        let unit = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+            .into_iter()
+            .find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        match unit {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+from_file_as_string!(Size, "a size in bytes, or a string like \"256MiB\"");
+
+/// The members a cluster is formed with: the same list, in any order, on each of them. Names and addresses are unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitialCluster(Vec<InitialMember>);
+
+/// One of the members a cluster is formed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitialMember {
+    /// Its name.
+    pub name: Name,
+    /// Where the others dial it.
+    pub peer_addr: HostPort,
+}
+
+impl InitialCluster {
+    /// Takes the members as a list to form a cluster with.
+    ///
+    /// # Errors
+    /// [`InvalidValue`] if there are none or too many, or two have the same name or address.
+    pub fn new(members: Vec<InitialMember>) -> Result<Self, InvalidValue> {
+        if members.is_empty() || members.len() > INITIAL_MEMBERS_MAX {
+            return Err(InvalidValue::new(format!(
+                "{} members are listed; a cluster is formed with 1 to {INITIAL_MEMBERS_MAX}",
+                members.len()
+            )));
+        }
+        for (position, member) in members.iter().enumerate() {
+            let before = &members[..position];
+            if before.iter().any(|other| other.name == member.name) {
+                return Err(InvalidValue::new(format!("the name '{}' is listed twice", member.name)));
+            }
+            if let Some(other) = before.iter().find(|other| other.peer_addr == member.peer_addr) {
+                return Err(InvalidValue::new(format!(
+                    "'{}' and '{}' have the same address {}",
+                    other.name, member.name, member.peer_addr
+                )));
+            }
+        }
+        Ok(Self(members))
+    }
+
+    /// The members, as they were listed.
+    #[must_use]
+    pub fn members(&self) -> &[InitialMember] {
+        &self.0
+    }
+
+    /// The member of this name.
+    #[must_use]
+    pub fn find(&self, name: &Name) -> Option<&InitialMember> {
+        self.0.iter().find(|member| member.name == *name)
+    }
+}
+
+impl FromStr for InitialCluster {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let member = |entry: &str| {
+            let (name, address) = entry.trim().split_once('=').ok_or_else(|| {
+                InvalidValue::new(format!("'{entry}' is no member; the list must be like n1=h1:7481,n2=h2:7481"))
+            })?;
+            Ok(InitialMember { name: name.parse()?, peer_addr: address.parse()? })
+        };
+        Self::new(text.split(',').map(member).collect::<Result<_, InvalidValue>>()?)
+    }
+}
+
+impl fmt::Display for InitialCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, member) in self.0.iter().enumerate() {
+            let comma = if position == 0 { "" } else { "," };
+            write!(f, "{comma}{}={}", member.name, member.peer_addr)?;
+        }
+        Ok(())
+    }
+}
+
+from_file_as_string!(InitialCluster, "a list of members like \"n1=h1:7481,n2=h2:7481\"");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for good in ["10.0.0.1:7481", "node-1.example.com:1", "[::1]:65535", "localhost:7480"] {
+            assert_eq!(good.parse::<HostPort>().map(|address| address.to_string()), Ok(good.to_owned()));
+        }
+        for bad in ["10.0.0.1", ":7481", "h:0", "h:65536", "h:", "::1:7481", "a b:1", "http://h:1", ""] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn base_urls_are_scheme_host_and_port() {
+        assert_eq!("http://h:7480/".parse::<BaseUrl>().unwrap().as_str(), "http://h:7480");
+        for bad in ["h:7480", "ftp://h", "http://", "http://h/path", "http://h?x=1", "http://u@h"] {
+            assert!(bad.parse::<BaseUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_read_back_as_they_print() {
+        for bytes in [0, 1, 1023, 1024, 1536, 4 << 20, 256 << 20, 3 << 30, 1_000_000] {
+            assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+        }
+        assert_eq!("64MB".parse(), Ok(Size(64_000_000)));
+        assert!("64 horses".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn a_cluster_is_formed_with_distinct_members() {
+        let refusal = |text: &str| text.parse::<InitialCluster>().unwrap_err().to_string();
+        assert!("n1=h1:7481,n2=h2:7481".parse::<InitialCluster>().is_ok());
+        assert_eq!(refusal("n1=h1:7481,n1=h2:7481"), "the name 'n1' is listed twice");
+        assert_eq!(refusal("n1=h1:7481,n2=h1:7481"), "'n1' and 'n2' have the same address h1:7481");
+        assert!(refusal("n1").contains("is no member"));
+        assert!(refusal("n 1=h1:7481").contains("a name has 1 to 64"));
+        assert!(refusal("n1=h1").contains("is no address"));
+    }
+}

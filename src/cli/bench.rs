@@ -15,6 +15,7 @@ use crate::workload::{self, Kind, Latency, LoadConfig, Progress, Protocol, Repor
 
 /// Measure rates and latencies under load
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  quorate bench put --clients 64 --duration 10s")]
 pub(super) enum BenchCommand {
     Put(PutLoad),
     Get(GetLoad),

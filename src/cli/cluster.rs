@@ -56,6 +56,7 @@ fn row(status: &StatusReply) -> Vec<String> {
 
 /// Members of the cluster
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  quorate member list")]
 pub(super) enum MemberCommand {
     List(MemberList),
 }

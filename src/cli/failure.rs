@@ -2,6 +2,7 @@
 //!
 //! Guarantees: no line break within the line; a pipe that was closed by its reader is no failure. Leaves out: logs.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -91,7 +92,7 @@ impl From<io::Error> for Failure {
 }
 
 /// What the parser of the command line has to say: help and version on standard output, an error as one line.
-pub(super) fn usage_of(error: &clap::Error) -> ExitCode {
+pub(super) fn usage_of(error: &clap::Error, definition: &clap::Command) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A pager that was closed early is no failure.
@@ -102,22 +103,31 @@ pub(super) fn usage_of(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             ExitCode::from(Exit::Usage as u8)
         }
-        _ => Failure::usage(parser_line(&error.to_string())).report(),
+        _ => {
+            let command = command_of(definition, std::env::args_os());
+            Failure::usage(parser_line(&error.to_string(), &command)).report()
+        }
     }
 }
 
 /// The message of the parser without the usage block behind it, on one line, with a hint where to read on.
-fn parser_line(rendered: &str) -> String {
-    let paragraphs = rendered.split("\n\n").take_while(|paragraph| !paragraph.starts_with("Usage:"));
-    let text =
-        paragraphs.filter(|paragraph| !paragraph.starts_with("For more information")).collect::<Vec<_>>().join("; ");
-    let line = one_line(text.trim_start_matches("error: "));
-    let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("quorate");
-    let command: Vec<_> = usage
-        .split(' ')
-        .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-'))
-        .collect();
-    format!("{}; see '{} --help'", line.trim_end_matches(';'), command.join(" "))
+fn parser_line(rendered: &str, command: &str) -> String {
+    let paragraphs = rendered.split("\n\n").map(str::trim).take_while(|paragraph| !paragraph.starts_with("Usage:"));
+    let said: Vec<_> = paragraphs.filter(|paragraph| !paragraph.starts_with("For more information")).collect();
+    let line = one_line(said.join("; ").trim_start_matches("error: "));
+    format!("{line}; see '{command} --help'")
+}
+
+/// The command that was meant: `quorate` and the names of subcommands among the words that were typed.
+fn command_of(mut command: &clap::Command, words: impl Iterator<Item = OsString>) -> String {
+    let mut path = command.get_name().to_owned();
+    for word in words.skip(1) {
+        if let Some(subcommand) = command.find_subcommand(&word) {
+            command = subcommand;
+            path = format!("{path} {}", command.get_name());
+        }
+    }
+    path
 }
 
 fn one_line(text: &str) -> String {
@@ -126,20 +136,27 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::parser_line;
+    use clap::Command;
+
+    use super::*;
 
     #[test]
     fn errors_of_the_parser_are_told_on_one_line() {
         let rendered = "error: unexpected argument '--zoom' found\n\n  tip: a similar argument exists: '--zone'\n\n\
-                        Usage: quorate member list [OPTIONS]\n\nFor more information, try '--help'.\n";
+                        Usage: quorate serve [OPTIONS]\n\nFor more information, try '--help'.\n";
         let expected = "unexpected argument '--zoom' found; tip: a similar argument exists: '--zone'; \
-                        see 'quorate member list --help'";
-        assert_eq!(parser_line(rendered), expected);
-        let rendered =
-            "error: the following required arguments were not provided:\n  <KEY>\n\nUsage: quorate get <KEY>\n";
-        let expected = "the following required arguments were not provided: <KEY>; see 'quorate get --help'";
-        assert_eq!(parser_line(rendered), expected);
-        let rendered = "error: invalid value 'x' for '--rtt <D>': no\n\nFor more information, try '--help'.\n";
-        assert_eq!(parser_line(rendered), "invalid value 'x' for '--rtt <D>': no; see 'quorate --help'");
+                        see 'quorate serve --help'";
+        assert_eq!(parser_line(rendered, "quorate serve"), expected);
+        let rendered = "error: required arguments were not provided:\n  <KEY>\n\nUsage: quorate get <KEY>\n";
+        let expected = "required arguments were not provided: <KEY>; see 'quorate get --help'";
+        assert_eq!(parser_line(rendered, "quorate get"), expected);
+    }
+
+    #[test]
+    fn the_hint_names_the_command_that_was_meant() {
+        let list = Command::new("list");
+        let definition = Command::new("quorate").subcommand(Command::new("member").subcommand(list));
+        let words = ["q", "--endpoint", "x", "member", "list", "--zoom"].map(OsString::from);
+        assert_eq!(command_of(&definition, words.into_iter()), "quorate member list");
     }
 }

@@ -103,10 +103,11 @@ pub(super) struct Del {
     #[arg(long, value_name = "KEY", requires = "end")]
     start: Option<OsString>,
     /// Up to, not including, this key
-    #[arg(long, value_name = "KEY", requires = "start")]
+    // Conflicts are said beside what it requires: the parser drops a requirement that conflicts with what was given.
+    #[arg(long, value_name = "KEY", requires = "start", conflicts_with_all = ["key", "prefix"])]
     end: Option<OsString>,
     /// Only if the key was last changed by this revision
-    #[arg(long, value_name = "REVISION", requires = "key")]
+    #[arg(long, value_name = "REVISION", requires = "key", conflicts_with_all = ["prefix", "start"])]
     if_match: Option<u64>,
 }
 

@@ -63,7 +63,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return failure::usage_of(&error),
+        Err(error) => return failure::usage_of(&error, &Cli::command()),
     };
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,7 +13,8 @@ use crate::config::{ServeConfig, Settings};
 /// the options with '_' for '-'. Options win over the environment, the environment over the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, on the first of three machines:\n  \
-    quorate serve --name n1 --data-dir /var/lib/quorate --client-addr 10.0.0.1:7480 --peer-addr 10.0.0.1:7481 \\\n    \
+    quorate serve --name n1 --data-dir /var/lib/quorate \\\n    \
+    --client-addr 10.0.0.1:7480 --peer-addr 10.0.0.1:7481 \\\n    \
     --initial-cluster n1=10.0.0.1:7481,n2=10.0.0.2:7481,n3=10.0.0.3:7481")]
 pub(super) struct Serve {
     /// TOML file with settings

@@ -14,6 +14,7 @@ use crate::state::snapshot::{self, SnapshotError, SnapshotMeta};
 
 /// Snapshot files: save, look into, verify
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  quorate snapshot save backup.snapshot && quorate snapshot verify backup.snapshot")]
 pub(super) enum SnapshotCommand {
     Save(Save),
     Inspect(Inspect),
@@ -106,9 +107,8 @@ fn meta_facts(meta: &SnapshotMeta) -> Vec<(&'static str, Value)> {
 fn failure(file: &Path, error: &SnapshotError) -> Failure {
     let line = format!("{}: {error}", file.display());
     match error {
-        SnapshotError::Io { .. } | SnapshotError::Newer { .. } | SnapshotError::NewerSection { .. } => {
-            Failure::usage(line)
-        }
+        SnapshotError::Io { .. } => Failure::usage(format!("can't {error}")),
+        SnapshotError::Newer { .. } | SnapshotError::NewerSection { .. } => Failure::usage(line),
         SnapshotError::NotASnapshot { .. } | SnapshotError::Cut { .. } | SnapshotError::Damaged { .. } => {
             Failure::integrity(line)
         }

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a file that is no transaction is refused before anything is sent. Leaves out: limits; the cluster has them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::connect::{Global, file_or_standard_input};
@@ -29,7 +29,7 @@ impl TxnFile {
         let client = global.client()?;
         let text = file_or_standard_input(&self.file, "transaction")?;
         let request: TxnRequest = serde_json::from_slice(&text)
-            .map_err(|error| Failure::usage(format!("{} is no transaction: {error}", self.file.display())))?;
+            .map_err(|error| Failure::usage(format!("{} is no transaction: {error}", name_of(&self.file))))?;
         let reply = client.txn(&request, WriteOptions::default()).await?.value;
         let mut out = global.out();
         if out.format == Format::Json {
@@ -53,4 +53,8 @@ impl TxnFile {
         }
         out.finish()
     }
+}
+
+fn name_of(file: &Path) -> String {
+    if file.as_os_str() == "-" { "standard input".to_owned() } else { file.display().to_string() }
 }

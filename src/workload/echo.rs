@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// Bytes in each answer: the usual value of a benchmark.
 pub const ECHO_BYTES: usize = 256;
@@ -23,10 +24,13 @@ static ANSWER: [u8; ECHO_BYTES] = [b'e'; ECHO_BYTES];
 /// # Errors
 /// What the listener meets.
 pub async fn serve_echo(listener: TcpListener) -> std::io::Result<()> {
+    let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        tokio::spawn(async move {
+        // Those that have ended are forgotten, so that the set holds open connections only.
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             let service = service_fn(|request: http::Request<Incoming>| async move {
                 // The body must be taken off the connection before the next request.
                 let _ = request.into_body().collect().await;

@@ -1,7 +1,7 @@
 //! The command line: what can be typed, and what comes back.
 //!
 //! Guarantees: results go to standard output and nothing else does; an error is one line on standard error that begins
-//! with `quorate:`; the exit code is that of [`failure::Exit`]; a reader that closes the pipe ends a command quietly.
+//! with `quorate:`; the exit code is that of `failure::Exit`; a reader that closes the pipe ends a command quietly.
 //! Leaves out: the work itself; commands talk to [`crate::client`], [`crate::workload`] and the node.
 
 mod bench;

@@ -58,6 +58,8 @@ fn react(request: &Request) -> Reaction {
     }
 }
 
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
 const STATUS: &str = r#"{"name":"n1","id":1,"cluster_id":5,"version":"0.1.0","role":"leader",
     "leader":{"id":1,"name":"n1","client_url":"http://h1:7480"},"term":2,"last_log_index":12,"commit_index":12,
     "applied_index":11,"snapshot_index":null,"purged_index":null,"revision":9,"compacted_revision":0,"state_hash":"00",
@@ -73,7 +75,7 @@ const CLUSTER: &str = r#"{"cluster_id":5,"term":2,"leader":1,"members":[
     "quorum":{"voters":1,"needed":1,"reachable":1,"spare":0}}"#;
 
 /// Runs `quorate …` lines of a script. `feed TEXT` is what the next one finds on its standard input, `file NAME TEXT` a
-/// file in its working directory.
+/// file in its working directory, `half NAME FILE` the first half of another one.
 struct Runner {
     server: Server,
     nobody: String,
@@ -104,6 +106,7 @@ impl goldenscript::Runner for Runner {
 
     fn run(&mut self, command: &goldenscript::Command, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         let line = command.name.replace("NOBODY", &self.nobody).replace("SERVER", &self.server.url);
+        let line = line.replace("FIXTURES", FIXTURES);
         let mut words = words(&line);
         let arguments = words.split_off(1);
         match (words.concat().as_str(), &arguments[..]) {
@@ -113,6 +116,12 @@ impl goldenscript::Runner for Runner {
             }
             ("file", [name, text]) => {
                 std::fs::write(self.directory.path().join(name), text.replace("\\n", "\n"))?;
+                return Ok(String::new());
+            }
+            // Cut in the middle, as by an interrupted copy.
+            ("half", [name, original]) => {
+                let bytes = std::fs::read(original)?;
+                std::fs::write(self.directory.path().join(name), &bytes[..bytes.len() / 2])?;
                 return Ok(String::new());
             }
             ("quorate", _) => {}
@@ -140,7 +149,7 @@ impl goldenscript::Runner for Runner {
             Some(code) => writeln!(text, "exit: {code}")?,
             None => writeln!(text, "killed: {}", output.status)?,
         }
-        Ok(text.replace(&self.server.url, "SERVER").replace(&self.nobody, "NOBODY"))
+        Ok(text.replace(&self.server.url, "SERVER").replace(&self.nobody, "NOBODY").replace(FIXTURES, "FIXTURES"))
     }
 }
 

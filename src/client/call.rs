@@ -29,6 +29,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How much longer than the server may take the client listens: its "no leader in time" should arrive.
 const ANSWER_GRACE: Duration = Duration::from_millis(250);
 
+/// The longest time that a node can be given for one request.
+const SERVER_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// The least time an attempt of a read gets before another endpoint is asked.
 const READ_ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
@@ -192,6 +195,7 @@ impl Client {
             Effect::Read if self.shared.endpoints.len() > 1 => left.min(READ_ATTEMPT_MIN.max(left / 2)),
             Effect::Read => left,
         };
+        let budget = budget.min(SERVER_TIME_MAX);
         let give_up = clock::now() + budget + ANSWER_GRACE;
         let mut request = self.shared.http.request(call.method.clone(), format!("{endpoint}{}", call.target));
         request = request.header(TIMEOUT_HEADER, format!("{}ms", budget.as_millis().max(1)));

@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// Bytes in each answer: the usual value of a benchmark.
 pub const ECHO_BYTES: usize = 256;
@@ -27,6 +28,13 @@ pub async fn serve_echo(listener: TcpListener) -> std::io::Result<()> {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         tokio::spawn(async move {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        // Those that have ended are forgotten, so that the set holds open connections only.
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             let service = service_fn(|request: http::Request<Incoming>| async move {
                 // The body must be taken off the connection before the next request.
                 let _ = request.into_body().collect().await;

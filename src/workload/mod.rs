@@ -17,6 +17,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use echo::serve_echo;
+pub use echo::{ECHO_BYTES, serve_echo};
 pub use requests::Protocol;
 pub use tally::{Latency, Progress, Report};
 

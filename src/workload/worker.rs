@@ -12,6 +12,7 @@ use http::{Request, StatusCode};
 use http_body_util::Full;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio::task::JoinSet;
 
 use super::Error;
 use super::connection::{Connection, Lost};
@@ -52,6 +53,12 @@ pub(super) async fn run(plan: Arc<Plan>, shard: Arc<Shard>, clients: Vec<usize>,
         // A client ends by returning; a panic is shown by the thread's hook and costs the run its load, not its report.
         let _ = client.await;
     }
+    let mut running = JoinSet::new();
+    for index in clients {
+        running.spawn(Client::new(plan.clone(), index).run(shard.clone(), started));
+    }
+    // A client ends by returning; a panic is shown by the thread's hook and costs the run its load, not its report.
+    while running.join_next().await.is_some() {}
 }
 
 /// One client with its connection.

@@ -25,7 +25,9 @@ use tower::ServiceExt;
 use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
 use super::connection::{Sweeper, Watch, Watched};
 use super::metrics::ApiMetrics;
+use super::model::{Code, OutcomeKind, Problem};
 use super::path::KEY_PREFIX;
+use super::problem::title;
 use super::routes::{Api, Route, router};
 
 /// The pause after the system refused a connection: it is short of descriptors or memory, and asking at once again would
@@ -36,12 +38,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// the answer is hyper's bare 431.
 const PARSER_FACTOR: usize = 2;
 
-/// What a connection over the limit is told before it is closed.
-const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
-retry-after: 1\r\nconnection: close\r\ncontent-length: 246\r\n\r\n\
-{\"type\":\"urn:quorate:problem:too_many_requests\",\"title\":\"too much is asked for at a time\",\"status\":503,\
-\"detail\":\"too many connections\",\"code\":\"too_many_requests\",\"retryable\":true,\"outcome\":\"not_applied\",\
-\"request_id\":\"0000000000000000\"}";
+/// What a connection over the limit is told before it is closed: the whole answer, made once.
+fn too_many_connections() -> Vec<u8> {
+    let problem = Problem {
+        kind: format!("urn:quorate:problem:{}", Code::TooManyRequests),
+        title: title(Code::TooManyRequests).to_owned(),
+        status: 503,
+        detail: "too many connections at a time; try again later, or use fewer".to_owned(),
+        code: Code::TooManyRequests,
+        retryable: true,
+        outcome: OutcomeKind::NotApplied,
+        // Nothing was read, so there is no request to name.
+        request_id: "-".to_owned(),
+        leader: None,
+    };
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1";
+    format!("{head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
 
 /// Serves the API on a listener until `shutdown`, then until its requests are done or the drain timeout has passed.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: CancellationToken) {
@@ -76,6 +90,7 @@ async fn run<H, F>(
     F: Future<Output = Response> + Send + 'static,
 {
     let connections = TaskTracker::new();
+    let refusal = too_many_connections();
     let sweeper = Sweeper::new(config.header_timeout, config.idle_timeout);
     let places = Places::new(config.connections_max, config.connections_per_ip_max);
     // Outlives `shutdown`: connections that drain are still looked after.
@@ -102,7 +117,7 @@ async fn run<H, F>(
                 };
                 tracing::debug!(%peer, ?full, "a client connection is over the limit");
                 // One try, no waiting: the answer is small, and the socket's buffer empty.
-                let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+                let _ = stream.try_write(&refusal);
                 continue;
             }
         };
@@ -166,10 +181,10 @@ where
         // The sweep does what this timer does, without one per request.
         .header_read_timeout(None)
         .max_headers(HEADERS_MAX * PARSER_FACTOR)
+        .max_header_size(HEAD_BYTES_MAX * PARSER_FACTOR)
         .max_buf_size(HEAD_BYTES_MAX * PARSER_FACTOR)
         // A client that has sent all it wants to send may close its side and still read the answer.
         .half_close(true)
-        .pipeline_flush(true)
         .serve_connection(io, service);
     tokio::pin!(http);
     let mut draining = false;

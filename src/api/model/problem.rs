@@ -134,8 +134,8 @@ pub struct Problem {
     pub detail: String,
     /// The stable name of the problem.
     pub code: Code,
-    /// Whether the same request may succeed later without a change; where `outcome` is `unknown` repeating it may apply
-    /// it twice.
+    /// Whether the same request may succeed later without a change and without harm: never where `outcome` is `unknown`,
+    /// as a repeated write might be applied twice.
     pub retryable: bool,
     /// What became of the request.
     pub outcome: OutcomeKind,

@@ -146,6 +146,14 @@ async fn a_client_that_closed_its_side_still_gets_the_answer() {
 }
 
 #[tokio::test]
+async fn head_tells_the_length_without_the_body() {
+    let server = start(quick()).await;
+    let answer = server.exchange(b"HEAD /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.contains("content-length: 67108864\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn headers_that_dribble_in_are_cut_off() {
     let server = start(quick()).await;
     let mut stream = server.connect().await;

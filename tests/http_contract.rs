@@ -1,125 +1,21 @@
-//! The HTTP contract, asked of running nodes: every call, every status and every code that can be provoked from outside.
+//! The HTTP contract, asked of running nodes: every call, every status and every code that can be provoked.
 //!
-//! Leaves out: `revision_compacted` (this version has no call that compacts) and `internal` (a healthy node has none); how
-//! they are told is tested beside the code. Limits of the accept loop are tested in `src/api/server/tests.rs`.
+//! Leaves out: `revision_compacted` (this version has no call that compacts) and `internal` (a healthy node has none);
+//! how they are told is tested beside the code. Limits of the accept loop are tested in `src/api/server/tests.rs`.
 
+#[path = "support/http.rs"]
+mod http;
 mod support;
 
 use std::collections::BTreeSet;
 
+use crate::http::{Http, Refused, header, problem_of, refused};
 use quorate::api::model::{
-    ClusterReply, Code, DeleteReply, Listing, OutcomeKind, Problem, PutReply, Record, StatusReply, TxnOpReply, TxnReply,
+    ClusterReply, Code, DeleteReply, OutcomeKind, Problem, PutReply, Record, StatusReply, TxnOpReply,
 };
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-/// A client that talks to one node.
-struct Http {
-    url: String,
-    client: Client,
-}
-
-type Headers<'a> = &'a [(&'a str, &'a str)];
-
-impl Http {
-    fn new(url: &str) -> Self {
-        let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
-        Self { url: url.trim_end_matches('/').to_owned(), client }
-    }
-
-    async fn send(&self, method: &str, path: &str, headers: Headers<'_>, body: impl Into<reqwest::Body>) -> Response {
-        let mut request =
-            self.client.request(Method::from_bytes(method.as_bytes()).unwrap(), format!("{}{path}", self.url));
-        for (name, value) in headers {
-            request =
-                request.header(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
-        }
-        let response = request.body(body).send().await.unwrap();
-        let revision = header(response.headers(), "quorate-revision");
-        assert!(
-            revision.parse::<u64>().is_ok(),
-            "{method} {path}: every answer carries its revision, not {revision:?}"
-        );
-        response
-    }
-
-    async fn get(&self, path: &str) -> Response {
-        self.send("GET", path, &[], "").await
-    }
-
-    async fn put(&self, key: &str, value: impl Into<reqwest::Body>) -> PutReply {
-        let response = self.send("PUT", &format!("/v1/kv/{key}"), &[], value).await;
-        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
-        response.json().await.unwrap()
-    }
-
-    async fn list(&self, query: &str) -> Listing {
-        let response = self.get(&format!("/v1/kv?{query}")).await;
-        assert_eq!(response.status(), 200, "{query}");
-        response.json().await.unwrap()
-    }
-
-    async fn txn(&self, body: Value) -> TxnReply {
-        let response = self.send("POST", "/v1/txn", &[], body.to_string()).await;
-        assert_eq!(response.status(), 200, "{body}");
-        response.json().await.unwrap()
-    }
-
-    async fn revision(&self) -> u64 {
-        self.get("/v1/status").await.json::<StatusReply>().await.unwrap().revision
-    }
-
-    /// Sends a request that must be refused, and checks that the refusal is told as the contract says.
-    async fn refused(&self, case: &Refused<'_>) -> Problem {
-        let response = self.send(case.method, case.path, case.headers, case.body.clone()).await;
-        let shown = format!("{} {} {:?}", case.method, &case.path[..case.path.len().min(120)], case.headers);
-        assert_eq!(response.status(), case.status, "{shown}");
-        if case.method == "HEAD" {
-            assert_eq!(response.bytes().await.unwrap().len(), 0, "{shown}");
-            return serde_json::from_value(
-                json!({"type":"","title":"","status":case.status,"detail":"","code":case.code,
-                "retryable":false,"outcome":"not_applied","request_id":""}),
-            )
-            .unwrap();
-        }
-        problem_of(response, case.status, case.code, &shown).await
-    }
-}
-
-#[derive(Default)]
-struct Refused<'a> {
-    method: &'a str,
-    path: &'a str,
-    headers: Headers<'a>,
-    body: String,
-    status: u16,
-    code: &'a str,
-}
-
-fn refused<'a>(method: &'a str, path: &'a str, status: u16, code: &'a str) -> Refused<'a> {
-    Refused { method, path, status, code, ..Refused::default() }
-}
-
-async fn problem_of(response: Response, status: u16, code: &str, shown: &str) -> Problem {
-    assert_eq!(header(response.headers(), "content-type"), "application/problem+json", "{shown}");
-    let id = header(response.headers(), "x-request-id");
-    let waits = response.headers().contains_key("retry-after");
-    let problem: Problem = response.json().await.unwrap();
-    assert_eq!(problem.code.as_str(), code, "{shown}: {}", problem.detail);
-    assert_eq!(problem.status, status, "{shown}");
-    assert_eq!(problem.kind, format!("urn:quorate:problem:{code}"), "{shown}");
-    assert_eq!(problem.request_id, id, "{shown}");
-    assert_eq!(waits, matches!(status, 429 | 503), "{shown}");
-    assert!(!problem.title.is_empty() && !problem.detail.is_empty() && !problem.detail.ends_with('.'), "{shown}");
-    problem
-}
-
-fn header(headers: &HeaderMap, name: &str) -> String {
-    headers.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-}
 
 #[tokio::test]
 async fn a_key_is_created_updated_read_and_deleted() {
@@ -343,7 +239,8 @@ async fn transactions_compare_and_do_in_one_revision() {
     }
     let before = http.revision().await;
     let request = json!({"compare": [{"key": "a", "target": "mod_revision", "op": "==", "value": a.mod_revision}],
-        "success": [{"put": {"key": "a", "value": "2"}}, {"get": {"key": "a"}}, {"get": {"key": "b"}}, {"delete": {"prefix": "tmp/"}}],
+        "success": [{"put": {"key": "a", "value": "2"}}, {"get": {"key": "a"}},
+            {"get": {"key": "b"}}, {"delete": {"prefix": "tmp/"}}],
         "failure": [{"get": {"key": "a"}}]});
     let reply = http.txn(request.clone()).await;
     assert_eq!((reply.succeeded, reply.revision, reply.responses.len()), (true, before + 1, 4));
@@ -630,7 +527,7 @@ async fn without_a_quorum_the_answer_comes_in_time_and_says_what_it_means() {
         cluster.stop(other).await;
     }
     let quick = &[("quorate-timeout", "1500ms")];
-    let began = std::time::Instant::now();
+    let began = quorate::clock::now();
     let response = http.send("GET", "/v1/kv/k", quick, "").await;
     let code = response.json::<Problem>().await.unwrap().code;
     assert!(matches!(code, Code::NoQuorum | Code::NoLeader), "{code}");

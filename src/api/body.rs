@@ -1,8 +1,8 @@
 //! Request bodies: read whole, within a size and a time.
 //!
-//! Guarantees: never more than the limit is held, whatever `Content-Length` says (CVE-2025-11374 and -11375 were trust in
-//! it); a body that is too large is read on and dropped for a while, so that the client gets to read the refusal instead
-//! of a broken connection. Leaves out: decompression, which is not offered.
+//! Guarantees: never more than the limit is held, whatever `Content-Length` says (CVE-2025-11374 and -11375 were trust
+//! in it); a body that is too large is read on and dropped for a while, so that the client gets to read the refusal
+//! instead of a broken connection. Leaves out: decompression, which is not offered.
 
 use std::time::Duration;
 

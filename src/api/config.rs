@@ -1,7 +1,7 @@
 //! What an operator can set of the HTTP edge, with its defaults and their bounds.
 //!
-//! Guarantees: a config that passed [`ApiConfig::validate`] makes no limit meaningless. Leaves out: where the values come
-//! from (`config`).
+//! Guarantees: a config that passed [`ApiConfig::validate`] makes no limit meaningless. Leaves out: where the values
+//! come from (`config`).
 
 use std::time::Duration;
 

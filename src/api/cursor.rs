@@ -133,8 +133,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cursor_comes_back(last in proptest::collection::vec(any::<u8>(), 1..40), descending: bool, keys_only: bool,
-                                 revision in 1..=JSON_INTEGER_MAX, count: u64) {
+        fn any_cursor_comes_back(
+            last in proptest::collection::vec(any::<u8>(), 1..40),
+            descending: bool,
+            keys_only: bool,
+            revision in 1..=JSON_INTEGER_MAX,
+            count: u64,
+        ) {
             let last = Key::new(last).unwrap();
             let revision = Revision::new(revision);
             let cursor = Cursor { range: KeyRange::all(), descending, keys_only, revision, count, last };

@@ -45,14 +45,16 @@ const RANGE: &[&str] = &["prefix", "start", "end"];
     ("Prefer" = Option<String>, Header, description = "local: answer 503 rather than ask the leader"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
 ), responses(
-    (status = 200, description = "the value", content((Vec<u8> = "application/octet-stream"), (Record = "application/json"))),
+    (status = 200,
+        description = "the value", content((Vec<u8> = "application/octet-stream"), (Record = "application/json"))),
     (status = 304, description = "the key has not changed"),
     (status = 400, description = "bad_request, invalid_key", body = Problem, content_type = "application/problem+json"),
     (status = 404, description = "key_not_found", body = Problem, content_type = "application/problem+json"),
     (status = 410, description = "revision_compacted", body = Problem, content_type = "application/problem+json"),
     (status = 412, description = "precondition_failed", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready, stale_beyond_bound", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready, stale_beyond_bound",
+        body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn get_key(api: &Api, call: &mut Call, head: bool) -> Result<Response, Failure> {
     let key = key_of(call.head.uri.path())?;
@@ -107,7 +109,8 @@ fn set_meta(headers: &mut HeaderMap, meta: RecordMeta) {
 /// The body is the value, byte by byte.
 #[utoipa::path(put, path = "/v1/kv/{key}", tag = "keys", params(
     ("key" = String, Path, description = "1 to 4,096 bytes, percent-encoded; `/` may stand as it is"),
-    ("If-Match" = Option<String>, Header, description = "write only if the key is at this mod revision; * if it exists"),
+    ("If-Match" = Option<String>, Header,
+        description = "write only if the key is at this mod revision; * if it exists"),
     ("If-None-Match" = Option<String>, Header, description = "* writes only if the key does not exist"),
     ("Prefer" = Option<String>, Header, description = "redirect: answer 307 to the leader rather than forward"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
@@ -116,11 +119,13 @@ fn set_meta(headers: &mut HeaderMap, meta: RecordMeta) {
     (status = 201, description = "created", body = PutReply),
     (status = 307, description = "the leader's URL, if `Prefer: redirect` asked for it"),
     (status = 400, description = "bad_request, invalid_key", body = Problem, content_type = "application/problem+json"),
-    (status = 408, description = "bad_request: the body came too slowly", body = Problem, content_type = "application/problem+json"),
+    (status = 408, description = "bad_request: the body came too slowly",
+        body = Problem, content_type = "application/problem+json"),
     (status = 412, description = "precondition_failed", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "value_too_large", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready",
+        body = Problem, content_type = "application/problem+json"),
     (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Response, Failure> {
@@ -160,7 +165,8 @@ pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Re
     (status = 404, description = "key_not_found", body = Problem, content_type = "application/problem+json"),
     (status = 412, description = "precondition_failed", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready",
+        body = Problem, content_type = "application/problem+json"),
     (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, Failure> {
@@ -194,9 +200,11 @@ pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, F
 ), responses(
     (status = 200, description = "deleted", body = DeleteReply),
     (status = 307, description = "the leader's URL, if `Prefer: redirect` asked for it"),
-    (status = 400, description = "bad_request, invalid_range", body = Problem, content_type = "application/problem+json"),
+    (status = 400, description = "bad_request, invalid_range",
+        body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready",
+        body = Problem, content_type = "application/problem+json"),
     (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_keys(api: &Api, call: &mut Call) -> Result<Response, Failure> {

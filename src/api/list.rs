@@ -1,8 +1,8 @@
 //! `GET /v1/kv`: listings, in pages or as a stream of lines.
 //!
-//! Guarantees: every page of one cursor, and every line of one stream, is read at the same revision; at most one page is
-//! held in memory for a request, and a slow client stops the reading instead of filling a buffer; the disk is read on
-//! threads that may block, a bounded number at a time. Leaves out: single keys (`kv`).
+//! Guarantees: every page of one cursor, and every line of one stream, is read at the same revision; at most one page
+//! is held in memory for a request, and a slow client stops the reading instead of filling a buffer; the disk is read
+//! on threads that may block, a bounded number at a time. Leaves out: single keys (`kv`).
 
 use axum::body::Body;
 use axum::response::Response;
@@ -155,8 +155,10 @@ impl Plan {
     ("prefix" = Option<String>, Query, description = "every key with this prefix"),
     ("start" = Option<String>, Query, description = "the inclusive lower bound"),
     ("end" = Option<String>, Query, description = "the exclusive upper bound; empty for none"),
-    ("limit" = Option<u64>, Query, description = "the most records of a page, 1 to 10,000; 1,000 by default. A page may hold fewer and still have a next one"),
-    ("cursor" = Option<String>, Query, description = "next_cursor of the page before; keeps range, order, keys_only and revision"),
+    ("limit" = Option<u64>, Query,
+        description = "the most records of a page, 1 to 10,000; 1,000 by default. A large page may end earlier"),
+    ("cursor" = Option<String>, Query,
+        description = "next_cursor of the page before; keeps range, order, keys_only and revision"),
     ("keys_only" = Option<bool>, Query, description = "leave the values out"),
     ("count_only" = Option<bool>, Query, description = "only count"),
     ("order" = Option<String>, Query, description = "asc (default) or desc"),
@@ -167,11 +169,15 @@ impl Plan {
     ("Prefer" = Option<String>, Header, description = "local: answer 503 rather than ask the leader"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
 ), responses(
-    (status = 200, description = "a page, or all records one a line", content((Listing = "application/json"), (Record = "application/x-ndjson"))),
-    (status = 400, description = "bad_request, invalid_range", body = Problem, content_type = "application/problem+json"),
+    (status = 200,
+        description = "a page, or all records one a line",
+        content((Listing = "application/json"), (Record = "application/x-ndjson"))),
+    (status = 400, description = "bad_request, invalid_range",
+        body = Problem, content_type = "application/problem+json"),
     (status = 410, description = "revision_compacted", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready, stale_beyond_bound", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready, stale_beyond_bound",
+        body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn list_keys(api: &Api, call: &mut Call) -> Result<Response, Failure> {
     let streamed = call.accepts(NDJSON_TYPE);

@@ -1,8 +1,8 @@
 //! The HTTP edge: accept loop, router, wire types, problem documents; one file an area.
 //!
 //! Guarantees: every answer carries `Quorate-Revision`; every refusal is a problem document that says whether anything
-//! was changed; whatever a client sends or holds back is bounded by a named limit. Leaves out: what a read or write does
-//! (`node/`), and who may do it (decided at apply).
+//! was changed; whatever a client sends or holds back is bounded by a named limit. Leaves out: what a read or write
+//! does (`node/`), and who may do it (decided at apply).
 
 mod admission;
 mod body;

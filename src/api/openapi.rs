@@ -20,9 +20,9 @@ use super::{cluster, kv, list, ops, txn};
 #[openapi(
     info(
         title = "Quorate",
-        description = "A strongly consistent key-value store. Every answer carries `Quorate-Revision`; bounded and stale \
-                       reads also `Quorate-Staleness-Ms`. Byte strings in JSON stand under their name where they are \
-                       UTF-8, and in base64 under `<name>_base64` otherwise.",
+        description = "A strongly consistent key-value store. Every answer carries `Quorate-Revision`; bounded and \
+                       stale reads also `Quorate-Staleness-Ms`. Byte strings in JSON stand under their name where \
+                       they are UTF-8, and in base64 under `<name>_base64` otherwise.",
     ),
     paths(
         kv::get_key,

@@ -50,7 +50,8 @@ pub(super) fn get_healthz(call: &Call) -> Result<Response, Failure> {
 ), responses(
     (status = 200, description = "they are", body = String, content_type = "text/plain"),
     (status = 400, description = "bad_request", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "not_ready, with the reason", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "not_ready, with the reason",
+        body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn get_readyz(api: &Api, call: &mut Call) -> Result<Response, Failure> {
     call.query(&[], &[])?;
@@ -73,7 +74,8 @@ pub(super) fn get_metrics(api: &Api, call: &Call) -> Result<Response, Failure> {
 ///
 /// `Repr-Digest` is the SHA-256 of the file (RFC 9530), `Quorate-Snapshot-Revision` the revision it holds.
 #[utoipa::path(get, path = "/v1/snapshot", tag = "operations", params(
-    ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait for the file to be made; 60s by default"),
+    ("Quorate-Timeout" = Option<String>, Header,
+        description = "how long to wait for the file to be made; 60s by default"),
 ), responses(
     (status = 200, description = "the file", body = Vec<u8>, content_type = "application/octet-stream"),
     (status = 400, description = "bad_request", body = Problem, content_type = "application/problem+json"),

@@ -1,8 +1,8 @@
 //! Keys in paths and the percent-encoding of queries, read from the raw bytes.
 //!
-//! Guarantees: nothing is normalised: `//`, `.`, `..`, case and `%2F` are the key's own bytes (CVE-2024-10005 was a path
-//! normalised after it had been checked); a `%` without two hexadecimal digits is an error. Leaves out: which endpoint a
-//! path names (`routes`).
+//! Guarantees: nothing is normalised: `//`, `.`, `..`, case and `%2F` are the key's own bytes (CVE-2024-10005 was a
+//! path normalised after it had been checked); a `%` without two hexadecimal digits is an error. Leaves out: which
+//! endpoint a path names (`routes`).
 
 use std::borrow::Cow;
 

@@ -1,8 +1,8 @@
 //! What goes wrong, and how it is told: every failure of the edge and of the node as one problem document (RFC 9457).
 //!
-//! Guarantees: [`Failure::class`] is the one place that gives a failure its status and code, and the compiler checks that
-//! it knows them all; `outcome` is `unknown` only where a write may have happened. `docs/errors.md` is generated from
-//! here. Leaves out: the document's type (`model`).
+//! Guarantees: [`Failure::class`] is the one place that gives a failure its status and code, and the compiler checks
+//! that it knows them all; `outcome` is `unknown` only where a write may have happened. `docs/errors.md` is generated
+//! from here. Leaves out: the document's type (`model`).
 
 use std::time::Duration;
 

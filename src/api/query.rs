@@ -194,7 +194,8 @@ mod tests {
         #[test]
         fn no_query_makes_it_panic(raw in "\\PC*") {
             if let Ok(query) = parse(&raw) {
-                let _ = (query.number("limit"), query.flag("keys_only"), query.duration("max_staleness", Duration::MAX));
+                let _ = (query.number("limit"), query.flag("keys_only"));
+                let _ = query.duration("max_staleness", Duration::MAX);
             }
         }
     }

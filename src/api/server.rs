@@ -30,8 +30,8 @@ use super::path::KEY_PREFIX;
 use super::problem::title;
 use super::routes::{Api, Route, router};
 
-/// The pause after the system refused a connection: it is short of descriptors or memory, and asking at once again would
-/// only burn a core.
+/// The pause after the system refused a connection: it is short of descriptors or memory, and asking at once again
+/// would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The hard limits of hyper stand above ours, so that what is a little over ours gets its problem document; beyond them

@@ -28,11 +28,14 @@ const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
 ), request_body(content = TxnRequest), responses(
     (status = 200, description = "done; `succeeded` tells which branch", body = TxnReply),
     (status = 307, description = "the leader's URL, if `Prefer: redirect` asked for it"),
-    (status = 400, description = "bad_request, invalid_key, invalid_range", body = Problem, content_type = "application/problem+json"),
-    (status = 408, description = "bad_request: the body came too slowly", body = Problem, content_type = "application/problem+json"),
+    (status = 400, description = "bad_request, invalid_key, invalid_range",
+        body = Problem, content_type = "application/problem+json"),
+    (status = 408, description = "bad_request: the body came too slowly",
+        body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "value_too_large", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "no_leader, no_quorum, not_ready", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "no_leader, no_quorum, not_ready",
+        body = Problem, content_type = "application/problem+json"),
     (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn run_txn(api: &Api, call: &mut Call, body: Body) -> Result<Response, Failure> {

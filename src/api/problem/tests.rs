@@ -90,9 +90,9 @@ fn waiting_is_asked_for_where_it_helps() {
 fn document() -> String {
     let mut out = String::from(
         "# Problems\n\nEvery refusal and failure is a problem document (RFC 9457, `application/problem+json`). \
-         `code` is stable; `outcome` tells whether a write\nmay have happened; `retryable` whether the same request may \
-         succeed later without a change and without harm.\n`Retry-After` comes with 429 and 503.\n\nGenerated from the code: \
-         `QUORATE_UPDATE_DOCS=1 cargo test --lib api::problem` writes it anew.\n\n\
+         `code` is stable; `outcome` tells whether a write\nmay have happened; `retryable` whether the same request \
+         may succeed later without a change and without harm.\n`Retry-After` comes with 429 and 503.\n\nGenerated from the \
+         code: `QUORATE_UPDATE_DOCS=1 cargo test --lib api::problem` writes it anew.\n\n\
          | status | code | when | retryable | outcome |\n|---|---|---|---|---|\n",
     );
     let mut rows: Vec<_> = every_failure()

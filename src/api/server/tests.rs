@@ -114,7 +114,12 @@ fn statuses(answer: &str) -> Vec<u16> {
 #[tokio::test]
 async fn a_request_is_answered_and_its_connection_kept() {
     let server = start(quick()).await;
-    let answer = server.exchange(b"PUT /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabcGET /b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let answer = server
+        .exchange(
+            b"PUT /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc\
+            GET /b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        )
+        .await;
     assert_eq!(statuses(&answer), [200, 200]);
     assert!(answer.contains("/a 3") && answer.contains("/b 0"), "{answer}");
     server.stop().await;

@@ -1,7 +1,7 @@
 //! Problem documents (RFC 9457): how every refusal and failure is told.
 //!
-//! Guarantees: `code` is stable and one of [`Code`]; `outcome` says whether a write may have happened. Leaves out: which
-//! error becomes which problem (`api::problem`).
+//! Guarantees: `code` is stable and one of [`Code`]; `outcome` says whether a write may have happened. Leaves out:
+//! which error becomes which problem (`api::problem`).
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -134,8 +134,8 @@ pub struct Problem {
     pub detail: String,
     /// The stable name of the problem.
     pub code: Code,
-    /// Whether the same request may succeed later without a change; where `outcome` is `unknown` repeating it may apply
-    /// it twice.
+    /// Whether the same request may succeed later without a change and without harm: never where `outcome` is
+    /// `unknown`, as a repeated write might be applied twice.
     pub retryable: bool,
     /// What became of the request.
     pub outcome: OutcomeKind,

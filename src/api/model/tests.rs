@@ -158,7 +158,11 @@ proptest! {
     }
 
     #[test]
-    fn transactions_of_any_bytes_come_back(key in bytes(), value in bytes(), success in proptest::collection::vec(operation(), 0..5)) {
+    fn transactions_of_any_bytes_come_back(
+        key in bytes(),
+        value in bytes(),
+        success in proptest::collection::vec(operation(), 0..5),
+    ) {
         let compare = vec![Compare { key, target: CompareTarget::Value(value), op: CompareOperator::GreaterOrEqual }];
         let request = TxnRequest { compare, success, failure: vec![] };
         let text = serde_json::to_string(&request).unwrap();

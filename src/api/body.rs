@@ -1,0 +1,91 @@
+//! Request bodies: read whole, within a size and a time.
+//!
+//! Guarantees: never more than the limit is held, whatever `Content-Length` says (CVE-2025-11374 and -11375 were trust
+//! in it); a body that is too large is read on and dropped for a while, so that the client gets to read the refusal
+//! instead of a broken connection. Leaves out: decompression, which is not offered.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use super::admission::{Gate, Pass};
+use super::problem::EdgeError;
+
+/// The most bytes of a refused body that are read on and dropped.
+const DISCARD_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How long a refused body is read on.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// What is set aside of the byte budget before a body without a declared size has shown more.
+const UNDECLARED_SHARE: usize = 64 * 1024;
+
+/// A body and its share of the byte budget, which is held until this is dropped.
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _share: Pass,
+}
+
+/// Reads a body of at most `limit` bytes within `time`.
+pub(super) async fn read(mut body: Body, limit: usize, time: Duration, budget: &Gate) -> Result<Held, EdgeError> {
+    use http_body::Body as _;
+    let declared = body.size_hint();
+    if declared.lower() > limit as u64 {
+        discard(body).await;
+        return Err(EdgeError::BodyTooLarge { limit });
+    }
+    let mut share = budget.enter(declared.exact().map_or(UNDECLARED_SHARE.min(limit), |bytes| bytes as usize))?;
+    match tokio::time::timeout(time, gather(&mut body, limit, &mut share)).await {
+        Ok(Ok(bytes)) => Ok(Held { bytes, _share: share }),
+        Ok(Err(error @ EdgeError::BodyTooLarge { .. })) => {
+            discard(body).await;
+            Err(error)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(EdgeError::BodyTooSlow { limit: time }),
+    }
+}
+
+/// The data of all frames. A body in one frame, as small ones are, is not copied.
+async fn gather(body: &mut Body, limit: usize, share: &mut Pass) -> Result<Bytes, EdgeError> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| EdgeError::BodyBroken)?.into_data() else { continue };
+        let sum = first.len().max(all.len()) + data.len();
+        if sum > limit {
+            return Err(EdgeError::BodyTooLarge { limit });
+        }
+        if sum > share.size() {
+            // Doubling keeps both the reservations and the copies few.
+            share.grow(share.size().max(sum - share.size()))?;
+        }
+        if first.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.reserve(share.size().min(limit));
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Reads on and drops what comes, within bounds.
+async fn discard(mut body: Body) {
+    let reading = async {
+        let mut dropped = 0_u64;
+        while let Some(Ok(frame)) = body.frame().await {
+            dropped += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if dropped > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Reaching a bound ends the connection with the answer; that is all that can be done.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
+}

@@ -1,0 +1,269 @@
+//! The table of endpoints, and the way of a request through it.
+//!
+//! Guarantees: [`Route`] is the one list of endpoints: the router, `Allow`, the metrics and the OpenAPI document's test
+//! go by it; whatever a handler does, also a panic, the client gets an answer. Leaves out: what the handlers do.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use axum::routing::any;
+use futures::FutureExt;
+use http::Method;
+
+use super::admission::Admission;
+use super::call::{Call, Finished};
+use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
+use super::freshness::Freshness;
+use super::metrics::ApiMetrics;
+use super::path::KEY_PREFIX;
+use super::problem::{EdgeError, Failure};
+use super::{cluster, kv, list, openapi, ops, txn};
+use crate::clock;
+use crate::node::Node;
+use crate::state::{Principal, StateView, Txn, TxnReply};
+
+/// An endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    Key,
+    Keys,
+    Txn,
+    Status,
+    Cluster,
+    Snapshot,
+    Healthz,
+    Readyz,
+    Metrics,
+    OpenApi,
+}
+
+impl Route {
+    pub(super) const ALL: [Self; 10] = [
+        Self::Key,
+        Self::Keys,
+        Self::Txn,
+        Self::Status,
+        Self::Cluster,
+        Self::Snapshot,
+        Self::Healthz,
+        Self::Readyz,
+        Self::Metrics,
+        Self::OpenApi,
+    ];
+
+    /// Its path, as the OpenAPI document and the metrics name it.
+    pub(super) const fn template(self) -> &'static str {
+        match self {
+            Self::Key => "/v1/kv/{key}",
+            Self::Keys => "/v1/kv",
+            Self::Txn => "/v1/txn",
+            Self::Status => "/v1/status",
+            Self::Cluster => "/v1/cluster",
+            Self::Snapshot => "/v1/snapshot",
+            Self::Healthz => "/healthz",
+            Self::Readyz => "/readyz",
+            Self::Metrics => "/metrics",
+            Self::OpenApi => "/openapi.json",
+        }
+    }
+
+    /// Its methods, as `Allow` lists them. `HEAD` stands where a check by a load balancer or a cache makes sense.
+    pub(super) const fn allowed(self) -> &'static str {
+        match self {
+            Self::Key => "GET, HEAD, PUT, DELETE",
+            Self::Keys => "GET, DELETE",
+            Self::Txn => "POST",
+            Self::Snapshot => "GET",
+            Self::Status | Self::Cluster | Self::Healthz | Self::Readyz | Self::Metrics | Self::OpenApi => "GET, HEAD",
+        }
+    }
+
+    /// Whether it counts against the requests at work: what tells how the node does must not be shut out by load.
+    const fn is_admitted(self) -> bool {
+        matches!(self, Self::Key | Self::Keys | Self::Txn | Self::Snapshot)
+    }
+}
+
+/// The HTTP edge of one node: a cheap handle.
+#[derive(Clone)]
+pub struct Api(Arc<Shared>);
+
+struct Shared {
+    node: Node,
+    config: ApiConfig,
+    metrics: ApiMetrics,
+    metrics_text: Box<dyn Fn() -> String + Send + Sync>,
+    admission: Admission,
+}
+
+impl Api {
+    /// The edge of `node`. `metrics_text` gives what `/metrics` answers.
+    pub fn new(
+        node: Node,
+        config: ApiConfig,
+        metrics: ApiMetrics,
+        metrics_text: impl Fn() -> String + Send + Sync + 'static,
+    ) -> Self {
+        let admission = Admission::new(&config);
+        Self(Arc::new(Shared { node, config, metrics, metrics_text: Box::new(metrics_text), admission }))
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.0.node
+    }
+
+    pub(super) fn config(&self) -> &ApiConfig {
+        &self.0.config
+    }
+
+    pub(super) fn metrics(&self) -> &ApiMetrics {
+        &self.0.metrics
+    }
+
+    pub(super) fn metrics_text(&self) -> String {
+        (self.0.metrics_text)()
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    /// Proposes a transaction on behalf of a request.
+    pub(super) async fn write(&self, call: &mut Call, txn: Txn) -> Result<TxnReply, Failure> {
+        let deadline = call.deadline(self)?;
+        let reply = self.node().write(txn, Principal::Anonymous, None, deadline).await?;
+        call.revision = Some(reply.revision);
+        Ok(reply)
+    }
+
+    /// A view as fresh as a request asks for.
+    pub(super) async fn read(&self, call: &mut Call, freshness: Freshness) -> Result<StateView, Failure> {
+        let deadline = call.deadline(self)?;
+        let read = self.node().read(freshness.options(deadline)).await?;
+        call.note_read(freshness, read.view.revision(), read.staleness);
+        Ok(read.view)
+    }
+
+    /// Answers a request to an endpoint, or to none.
+    pub(super) async fn answer(&self, route: Option<Route>, request: Request) -> Response {
+        let started = clock::now();
+        let metrics = self.metrics();
+        let _in_flight = InFlight::new(metrics);
+        let (head, body) = request.into_parts();
+        let is_write = !matches!(head.method, Method::GET | Method::HEAD);
+        let mut call = Call::new(head);
+        // A handler that panics has broken its own promise and nobody else's: the request fails, the node lives on.
+        let result = AssertUnwindSafe(self.handle(route, &mut call, body)).catch_unwind().await;
+        let result = result.unwrap_or_else(|_| {
+            let what = "the request met a defect; see the log of this node".to_owned();
+            Err(if is_write { EdgeError::InternalInWrite(what) } else { EdgeError::Internal(what) }.into())
+        });
+        let finished = call.finish(self, result);
+        let took = clock::now().saturating_duration_since(started);
+        metrics.answered(route, finished.method(), finished.response.status(), took);
+        log(route, finished, took)
+    }
+
+    async fn handle(&self, route: Option<Route>, call: &mut Call, body: Body) -> Result<Response, Failure> {
+        let headers = call.headers();
+        let uri = &call.head.uri;
+        let path_bytes = uri.path().len() + uri.query().map_or(0, str::len);
+        let head_bytes = headers.iter().fold(path_bytes, |sum, (name, value)| sum + name.as_str().len() + value.len());
+        if headers.len() > HEADERS_MAX || head_bytes > HEAD_BYTES_MAX {
+            return Err(EdgeError::HeadersTooLarge { headers: HEADERS_MAX, bytes: HEAD_BYTES_MAX }.into());
+        }
+        let route = route.ok_or(EdgeError::UnknownEndpoint)?;
+        let _pass = if route.is_admitted() { Some(self.admission().requests.enter(1)?) } else { None };
+        let head = call.head.method == Method::HEAD;
+        match (route, &call.head.method) {
+            (Route::Key, &Method::GET | &Method::HEAD) => kv::get_key(self, call, head).await,
+            (Route::Key, &Method::PUT) => kv::put_key(self, call, body).await,
+            (Route::Key, &Method::DELETE) => kv::delete_key(self, call).await,
+            (Route::Keys, &Method::GET) => list::list_keys(self, call).await,
+            (Route::Keys, &Method::DELETE) => kv::delete_keys(self, call).await,
+            (Route::Txn, &Method::POST) => txn::run_txn(self, call, body).await,
+            (Route::Status, &Method::GET | &Method::HEAD) => cluster::get_status(self, call),
+            (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call),
+            (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
+            (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
+            (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,
+            (Route::Metrics, &Method::GET | &Method::HEAD) => ops::get_metrics(self, call),
+            (Route::OpenApi, &Method::GET | &Method::HEAD) => openapi::get_openapi(call),
+            (route, method) => {
+                Err(EdgeError::MethodNotAllowed { method: method.clone(), allowed: route.allowed() }.into())
+            }
+        }
+    }
+}
+
+/// Counts a request at work for as long as it lives, also if it is cancelled.
+struct InFlight<'a>(&'a ApiMetrics);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a ApiMetrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+/// Tells the log of a request, and gives its answer out.
+fn log(route: Option<Route>, mut finished: Finished, took: std::time::Duration) -> Response {
+    let status = finished.response.status().as_u16();
+    let debug = tracing::enabled!(tracing::Level::DEBUG);
+    if status >= 500 || debug {
+        let id = finished.call.request_id();
+        let request_id = id.to_str().unwrap_or_default();
+        let route = route.map_or("unknown", Route::template);
+        let method = finished.method().as_str();
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        match &finished.failure {
+            Some(failure) if status >= 500 => {
+                tracing::warn!(request_id, method, route, status, took_us, %failure, "request failed");
+            }
+            Some(failure) => tracing::debug!(request_id, method, route, status, took_us, %failure, "request refused"),
+            None => tracing::debug!(request_id, method, route, status, took_us, "request answered"),
+        }
+    }
+    finished.response
+}
+
+/// The endpoints as a service of axum.
+pub fn router(api: Api) -> Router {
+    let to = |route: Option<Route>| {
+        let api = api.clone();
+        any(move |request: Request| async move { api.answer(route, request).await })
+    };
+    let mut router = Router::new();
+    for route in Route::ALL {
+        router = match route {
+            // The key is read from the raw path, so the router must only find out that there is one.
+            Route::Key => {
+                router.route("/v1/kv/", to(Some(route))).route(&format!("{KEY_PREFIX}{{*key}}"), to(Some(route)))
+            }
+            _ => router.route(route.template(), to(Some(route))),
+        };
+    }
+    router.fallback_service(to(None).with_state(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_route_is_its_number() {
+        for (place, route) in Route::ALL.into_iter().enumerate() {
+            assert_eq!(route as usize, place, "{}", route.template());
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The accept loop of the client listener: our own, on hyper's HTTP/1.1, because a ready-made one sets no timer at all.
+//!
+//! Guarantees: connections are bounded in number, in total and by address, and in every phase by time; `TCP_NODELAY` is
+//! on; on shutdown nothing new is accepted, requests at work are finished, and what takes longer than the drain timeout
+//! is cut off. Leaves out: TLS, and what requests mean (`routes`).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
+use super::connection::{Sweeper, Watch, Watched};
+use super::metrics::ApiMetrics;
+use super::model::{Code, OutcomeKind, Problem};
+use super::path::KEY_PREFIX;
+use super::problem::title;
+use super::routes::{Api, Route, router};
+
+/// The pause after the system refused a connection: it is short of descriptors or memory, and asking at once again
+/// would only burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The hard limits of hyper stand above ours, so that what is a little over ours gets its problem document; beyond them
+/// the answer is hyper's bare 431.
+const PARSER_FACTOR: usize = 2;
+
+/// What a connection over the limit is told before it is closed: the whole answer, made once.
+fn too_many_connections() -> Vec<u8> {
+    let problem = Problem {
+        kind: format!("urn:quorate:problem:{}", Code::TooManyRequests),
+        title: title(Code::TooManyRequests).to_owned(),
+        status: 503,
+        detail: "too many connections at a time; try again later, or use fewer".to_owned(),
+        code: Code::TooManyRequests,
+        retryable: true,
+        outcome: OutcomeKind::NotApplied,
+        // Nothing was read, so there is no request to name.
+        request_id: "-".to_owned(),
+        leader: None,
+    };
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1";
+    format!("{head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Serves the API on a listener until `shutdown`, then until its requests are done or the drain timeout has passed.
+pub async fn serve(listener: TcpListener, api: Api, shutdown: CancellationToken) {
+    let router = router(api.clone());
+    let config = api.config().clone();
+    let metrics_of = api.clone();
+    let handler = move |request: Request| {
+        let (api, router) = (api.clone(), router.clone());
+        async move {
+            // Single keys are most of the work, and need no routing beyond this comparison.
+            if request.uri().path().starts_with(KEY_PREFIX) {
+                return api.answer(Some(Route::Key), request).await;
+            }
+            match router.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    };
+    run(listener, handler, &config, metrics_of.metrics(), shutdown).await;
+}
+
+/// The loop itself, for any handler.
+async fn run<H, F>(
+    listener: TcpListener,
+    handler: H,
+    config: &ApiConfig,
+    metrics: &ApiMetrics,
+    shutdown: CancellationToken,
+) where
+    H: Fn(Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let connections = TaskTracker::new();
+    let refusal = too_many_connections();
+    let sweeper = Sweeper::new(config.header_timeout, config.idle_timeout);
+    let places = Places::new(config.connections_max, config.connections_per_ip_max);
+    // Outlives `shutdown`: connections that drain are still looked after.
+    let ended = CancellationToken::new();
+    let sweeping = tokio::spawn({
+        let (sweeper, ended) = (Arc::clone(&sweeper), ended.clone());
+        async move { sweeper.run(ended).await }
+    });
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a client connection can't be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let place = match places.take(peer.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                match full {
+                    Full::Total => metrics.rejected_total.inc(),
+                    Full::Address => metrics.rejected_per_ip.inc(),
+                };
+                tracing::debug!(%peer, ?full, "a client connection is over the limit");
+                // One try, no waiting: the answer is small, and the socket's buffer empty.
+                let _ = stream.try_write(&refusal);
+                continue;
+            }
+        };
+        // Without it small answers would wait for the client's acknowledgements; without success they just do.
+        let _ = stream.set_nodelay(true);
+        let guards = (place, Open::new(metrics.connections.clone()));
+        let overdue = metrics.timed_out.clone();
+        let connection = connection(stream, sweeper.watch(), handler.clone(), shutdown.clone(), ended.clone());
+        connections.spawn(async move {
+            let _guards = guards;
+            if let Ended::Overdue = connection.await {
+                overdue.inc();
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(config.drain_timeout, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "client connections are cut off after the drain timeout");
+    }
+    ended.cancel();
+    connections.wait().await;
+    let _ = sweeping.await;
+}
+
+/// How a connection ended.
+enum Ended {
+    /// By itself, by the client, or by an error of the protocol.
+    Closed,
+    /// A limit of time was passed.
+    Overdue,
+    /// The drain timeout was passed.
+    CutOff,
+}
+
+/// Serves one connection.
+async fn connection<H, F>(
+    stream: TcpStream,
+    watch: Watch,
+    handler: H,
+    shutdown: CancellationToken,
+    ended: CancellationToken,
+) -> Ended
+where
+    H: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let pulse = Arc::clone(&watch.pulse);
+    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+        pulse.request_begins();
+        let pulse = Arc::clone(&pulse);
+        let answer = handler(request.map(Body::new));
+        async move {
+            let response = answer.await;
+            pulse.request_ends();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let io = Watched::new(stream, Arc::clone(&watch.pulse));
+    let http = http1::Builder::new()
+        // The sweep does what this timer does, without one per request.
+        .header_read_timeout(None)
+        .max_headers(HEADERS_MAX * PARSER_FACTOR)
+        .max_header_size(HEAD_BYTES_MAX * PARSER_FACTOR)
+        .max_buf_size(HEAD_BYTES_MAX * PARSER_FACTOR)
+        // A client that has sent all it wants to send may close its side and still read the answer.
+        .half_close(true)
+        .serve_connection(io, service);
+    tokio::pin!(http);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            // What the client did wrong is told by hyper's own answer; what the network did is nobody's fault.
+            result = http.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a client connection broke");
+                }
+                return Ended::Closed;
+            }
+            () = watch.pulse.overdue.cancelled() => return Ended::Overdue,
+            () = ended.cancelled() => return Ended::CutOff,
+            () = shutdown.cancelled(), if !draining => {
+                draining = true;
+                http.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Which limit a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    Total,
+    Address,
+}
+
+/// Counts connections, in total and by address.
+#[derive(Debug)]
+struct Places {
+    taken: Mutex<Taken>,
+    total_max: usize,
+    per_ip_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: usize,
+    by_ip: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place, left on drop.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    ip: IpAddr,
+}
+
+impl Places {
+    fn new(total_max: usize, per_ip_max: usize) -> Arc<Self> {
+        Arc::new(Self { taken: Mutex::default(), total_max, per_ip_max })
+    }
+
+    fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, Full> {
+        // An IPv4 client of a dual-stack listener is the same client.
+        let ip = ip.to_canonical();
+        let mut taken = self.taken.lock();
+        if taken.total >= self.total_max {
+            return Err(Full::Total);
+        }
+        let of_ip = taken.by_ip.entry(ip).or_default();
+        if *of_ip >= self.per_ip_max {
+            return Err(Full::Address);
+        }
+        *of_ip += 1;
+        taken.total += 1;
+        Ok(Place { places: Arc::clone(self), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock();
+        taken.total -= 1;
+        if let Some(of_ip) = taken.by_ip.get_mut(&self.ip) {
+            *of_ip -= 1;
+            if *of_ip == 0 {
+                taken.by_ip.remove(&self.ip);
+            }
+        }
+    }
+}
+
+/// Counts an open connection.
+struct Open(prometheus_client::metrics::gauge::Gauge);
+
+impl Open {
+    fn new(gauge: prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -18,53 +18,6 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Name of this node, unique in the cluster
-    #[arg(long, env = "QUORATE_NAME", value_name = "NAME")]
-    pub name: Option<Name>,
-    /// Directory of this node: identity, log, state and snapshots
-    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-    /// Where clients are served [default: 127.0.0.1:7480]
-    #[arg(long, env = "QUORATE_CLIENT_ADDR", value_name = "HOST:PORT")]
-    pub client_addr: Option<HostPort>,
-    /// Where the other members are served [default: 127.0.0.1:7481]
-    #[arg(long, env = "QUORATE_PEER_ADDR", value_name = "HOST:PORT")]
-    pub peer_addr: Option<HostPort>,
-    /// URL under which clients reach this node [default: http:// and the client address]
-    #[arg(long, env = "QUORATE_ADVERTISE_CLIENT_URL", value_name = "URL")]
-    pub advertise_client_url: Option<BaseUrl>,
-    /// Address at which the other members reach this node [default: as in --initial-cluster, or the peer address]
-    #[arg(long, env = "QUORATE_ADVERTISE_PEER_ADDR", value_name = "HOST:PORT")]
-    pub advertise_peer_addr: Option<HostPort>,
-    /// Data centre this node stands in
-    #[arg(long, env = "QUORATE_ZONE", value_name = "ZONE")]
-    pub zone: Option<Name>,
-    /// All first members, the same list on each; forms the cluster once. Not needed once the directory has an identity
-    #[arg(long, env = "QUORATE_INITIAL_CLUSTER", value_name = "NAME=HOST:PORT,...")]
-    pub initial_cluster: Option<InitialCluster>,
-    /// Greatest round-trip time between members; heartbeat and election timeouts follow from it [default: 10ms]
-    #[arg(long, env = "QUORATE_RTT", value_name = "DURATION")]
-    pub rtt: Option<Span>,
-    /// How logs are written to standard error [default: text]
-    #[arg(long, env = "QUORATE_LOG_FORMAT", value_name = "FORMAT", value_enum)]
-    pub log_format: Option<LogFormat>,
-    /// Largest value a client may store [default: 4MiB]
-    #[arg(long, env = "QUORATE_VALUE_BYTES_MAX", value_name = "SIZE", help_heading = "Tuning")]
-    pub value_bytes_max: Option<Size>,
-    /// A snapshot is made once the log grew by this much, or by the size of the last snapshot if that is more
-    /// [default: 256MiB]
-    #[arg(long, env = "QUORATE_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Tuning")]
-    pub snapshot_log_bytes: Option<Size>,
-    /// Memory for recent log entries [default: 64MiB]
-    #[arg(long, env = "QUORATE_LOG_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
-    pub log_cache_bytes: Option<Size>,
-    /// Memory for pages of the state on disk [default: 128MiB]
-    #[arg(long, env = "QUORATE_STATE_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
-    pub state_cache_bytes: Option<Size>,
-    /// Memory for the latest values of keys that are read often [default: 64MiB]
-    #[arg(long, env = "QUORATE_VALUE_CACHE_BYTES", value_name = "SIZE", help_heading = "Tuning")]
-    pub value_cache_bytes: Option<Size>,
-    /// Threads that serve requests [default: 1 on up to two cores, otherwise half the cores, at most 8]
-    #[arg(long, env = "QUORATE_RUNTIME_THREADS", value_name = "COUNT", help_heading = "Tuning")]
     #[arg(long, env = "QUORATE_NAME", hide_env_values = true, value_name = "NAME")]
     pub name: Option<Name>,
     /// Directory of this node: identity, log, state and snapshots

@@ -24,10 +24,6 @@ static ANSWER: [u8; ECHO_BYTES] = [b'e'; ECHO_BYTES];
 /// # Errors
 /// What the listener meets.
 pub async fn serve_echo(listener: TcpListener) -> std::io::Result<()> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
-        tokio::spawn(async move {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-pub use echo::serve_echo;
 pub use echo::{ECHO_BYTES, serve_echo};
 pub use requests::Protocol;
 pub use tally::{Latency, Progress, Report};

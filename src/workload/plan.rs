@@ -82,7 +82,6 @@ impl Plan {
 
     /// The key of a number, behind a prefix that may be escaped.
     pub(super) fn name(prefix: &str, key: u64) -> String {
-        format!("{prefix}{key:0width$}", width = KEY_DIGITS)
         format!("{prefix}{key:0KEY_DIGITS$}")
     }
 }

@@ -45,14 +45,6 @@ const PRELOAD_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs these clients until the time is up.
 pub(super) async fn run(plan: Arc<Plan>, shard: Arc<Shard>, clients: Vec<usize>, started: Instant) {
-    let clients = clients.into_iter().map(|index| {
-        let client = Client::new(plan.clone(), index);
-        tokio::spawn(client.run(shard.clone(), started))
-    });
-    for client in clients.collect::<Vec<_>>() {
-        // A client ends by returning; a panic is shown by the thread's hook and costs the run its load, not its report.
-        let _ = client.await;
-    }
     let mut running = JoinSet::new();
     for index in clients {
         running.spawn(Client::new(plan.clone(), index).run(shard.clone(), started));

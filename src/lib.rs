@@ -8,6 +8,7 @@ pub mod codec;
 pub mod config;
 pub mod node;
 pub mod raft;
+pub mod server;
 pub mod state;
 pub mod storage;
 pub mod telemetry;

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus_client::registry::Registry;
 use quorate::node::{Consistency, Node, NodeConfig, ReadOptions, Role, StartError, WriteError};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::state::{OpReply, Principal, StateConfig, Txn, TxnOp};
 use quorate::transport::tcp::TcpTransport;
+use quorate::telemetry::Metrics;
 use quorate::transport::listener::{self, ListenerLimits};
 use quorate::transport::metrics::TransportMetrics;
 use quorate::types::{Key, LeaseId, Member, Revision};
@@ -72,12 +72,12 @@ async fn listeners(names: &[&str]) -> (Vec<TcpListener>, BTreeMap<String, String
 }
 
 async fn start(config: NodeConfig, listener: TcpListener) -> Result<TestNode, StartError> {
-    let mut registry = Registry::default();
-    let metrics = TransportMetrics::register(&mut registry);
+    let figures = Metrics::new();
+    let metrics = figures.register(TransportMetrics::register);
     let node = Node::open(&config, TcpTransport::new(metrics.clone()))?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     listener::serve(listener, node.peer_handler(), ListenerLimits::default(), metrics, stop.clone(), &tasks);
-    let started = node.start(&config, &mut registry).await;
+    let started = node.start(&config, &figures).await;
     let node = TestNode { node, stop, tasks };
     match started {
         Ok(()) => Ok(node),

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use prometheus_client::registry::Registry;
 use tokio_util::task::TaskTracker;
 
 use super::Node;
@@ -16,6 +15,7 @@ use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
 use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, OpenError, RaftConfig, RaftIdentity, RaftNode};
+use crate::telemetry::Metrics;
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId};
@@ -82,7 +82,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(&self, config: &NodeConfig, registry: &mut Registry) -> Result<(), StartError> {
+    pub async fn start(&self, config: &NodeConfig, metrics: &Metrics) -> Result<(), StartError> {
         let transport: Arc<dyn Transport> = self.0.transport.clone();
         let mut first = None;
         if self.0.desk.identity().is_none() {
@@ -92,7 +92,7 @@ impl Node {
         }
         let identity = self.0.desk.mark_log()?.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
-        let raft = RaftNode::open(&config.raft, raft_identity, registry, self.0.fatal.clone()).await?;
+        let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
         self.0.peer_desk.open(raft.handler());

@@ -12,7 +12,6 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{InitializeError, RaftError};
 use openraft::{Instant as _, RaftMetrics, ServerState};
-use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,6 +34,7 @@ use super::state_store::{AppliedTo, StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
 use crate::state::{Command, Outcome, StateReader};
+use crate::telemetry::Metrics;
 use crate::transport::{PeerHandler, Transport};
 use crate::types::{ClusterId, LogPosition, Member, NodeId};
 
@@ -101,20 +101,20 @@ impl RaftNode {
     pub async fn open(
         config: &RaftConfig,
         identity: RaftIdentity,
-        registry: &mut Registry,
+        metrics: &Metrics,
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
         let RaftIdentity { cluster, me, transport } = identity;
         let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
         let opening = tokio::task::spawn_blocking(move || LogStore::open(&log_dir, log_config));
         let mut log = opening.await.map_err(io::Error::other)??;
-        log.register_metrics(registry);
+        metrics.register(|registry| log.register_metrics(registry));
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
         let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
-        let metrics = StateMetrics::register(registry);
+        let state_metrics = metrics.register(StateMetrics::register);
         let (store, state) =
-            StateStore::new(recovered, home, config.state.clone(), snapshots, metrics, fatal.clone())?;
+            StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
 
         let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
         let peers = Peers { transport, cluster, me };
@@ -126,7 +126,7 @@ impl RaftNode {
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
         let leadership = Leadership::new(me, raft.server_metrics());
-        let proposer_metrics = ProposerMetrics::register(registry);
+        let proposer_metrics = metrics.register(ProposerMetrics::register);
         let (proposer, proposer_loop) =
             Proposer::new(raft.clone(), peers.clone(), leadership.clone(), proposer_metrics, shutdown.clone());
         let timeout = config.timers.election_max;
@@ -142,11 +142,8 @@ impl RaftNode {
             state: state.clone(),
             receiver,
         });
-        registry.register_collector(Box::new(RaftCollector {
-            metrics: raft.metrics(),
-            state: state.clone(),
-            log: log.clone(),
-        }));
+        let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
+        metrics.register(|registry| registry.register_collector(Box::new(collector)));
         let maintenance = Maintenance {
             raft: raft.clone(),
             log: log.clone(),

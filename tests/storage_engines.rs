@@ -210,6 +210,46 @@ fn damage_is_an_error_or_invisible_but_never_wrong_data() {
     }
 }
 
+/// The files of sled's metadata whose names begin with `prefix`.
+fn metadata_files(directory: &Directory, prefix: &str) -> Vec<std::path::PathBuf> {
+    let mut found = files(&directory.0.path().join("state/metadata"));
+    found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+    found
+}
+
+#[test]
+fn a_store_killed_before_it_made_its_next_log_keeps_everything() {
+    let directory = Directory::new();
+    for number in 0..5 {
+        let engine = directory.open().expect("open");
+        assert_eq!(names(&engine).len(), number * 200, "opening {number}");
+        let batch = (0..200).map(|part| Write::Put(format!("{number}-{part:03}").into(), Bytes::from(vec![b'x'; 40])));
+        engine.commit(batch.collect()).expect("commit");
+        drop(engine);
+        // The next opening moves the log into a snapshot and makes an empty log; then comes the kill.
+        drop(directory.open().expect("open"));
+        let logs = metadata_files(&directory, "log_");
+        assert!(!logs.is_empty());
+        for log in logs {
+            assert_eq!(std::fs::metadata(&log).expect("a log").len(), 0);
+            std::fs::remove_file(log).expect("remove");
+        }
+    }
+}
+
+#[test]
+fn a_store_without_its_metadata_snapshot_is_damaged() {
+    let directory = Directory::new();
+    let engine = directory.open().expect("open");
+    engine.commit(vec![put("a")]).expect("commit");
+    drop(engine);
+    for snapshot in metadata_files(&directory, "snapshot_") {
+        std::fs::remove_file(snapshot).expect("remove");
+    }
+    let refused = directory.open();
+    assert!(matches!(refused, Err(Error::Damaged(_))), "{refused:?}");
+}
+
 /// A step of a random history. Keys are drawn from few, so that histories meet themselves.
 #[derive(Debug, Clone)]
 enum Step {

@@ -186,7 +186,7 @@ mod tests {
 
     fn offer(bytes: &[u8], digest: u8) -> SnapshotOffer {
         SnapshotOffer {
-            vote: Vote::default(),
+            vote: Vote::new_committed(crate::types::Term::new(1), crate::types::NodeId::new(1)),
             meta: super::super::types::SnapshotMeta::default(),
             file_bytes: bytes.len() as u64,
             sha256: [digest; 32],

@@ -67,9 +67,12 @@ pub struct Server {
 }
 
 async fn listen(address: &str, purpose: &'static str, flag: &'static str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServerError::Listen { address: address.to_owned(), purpose, flag, source })
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen {
+        address: address.to_owned(),
+        purpose,
+        flag,
+        source,
+    })
 }
 
 impl Server {

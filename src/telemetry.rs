@@ -124,6 +124,7 @@ pub enum TelemetryError {
 ///
 /// # Errors
 /// [`TelemetryError`] if the directives can't be read or the process logs already.
+#[expect(clippy::disallowed_methods, reason = "the one place that knows the conventions of logging")]
 pub fn init(format: LogFormat, default_directive: &str) -> Result<(), TelemetryError> {
     let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok(), default_directive)?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use quorate::node::{Consistency, Node, NodeConfig, ReadOptions, Role, StartError, WriteError};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::state::{OpReply, Principal, StateConfig, Txn, TxnOp};
-use quorate::transport::tcp::TcpTransport;
 use quorate::telemetry::Metrics;
 use quorate::transport::listener::{self, ListenerLimits};
 use quorate::transport::metrics::TransportMetrics;
+use quorate::transport::tcp::TcpTransport;
 use quorate::types::{Key, LeaseId, Member, Revision};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -90,7 +90,11 @@ async fn start(config: NodeConfig, listener: TcpListener) -> Result<TestNode, St
 
 async fn start_all(configs: Vec<NodeConfig>, listeners: Vec<TcpListener>) -> Vec<TestNode> {
     let starting = configs.into_iter().zip(listeners).map(|(config, listener)| start(config, listener));
-    futures::future::join_all(starting).await.into_iter().map(|node| node.map_err(|error| error.to_string()).unwrap()).collect()
+    futures::future::join_all(starting)
+        .await
+        .into_iter()
+        .map(|node| node.map_err(|error| error.to_string()).unwrap())
+        .collect()
 }
 
 async fn rebind(address: &str) -> TcpListener {

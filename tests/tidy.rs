@@ -50,6 +50,7 @@ const ROOMS: &[Room] = &[
     },
     Room { name: "client", may_use: &["types", "clock", "api::model"], crates: &["reqwest"] },
     Room { name: "workload", may_use: &["types", "clock", "client", "api::model"], crates: &["hdrhistogram"] },
+    Room { name: "server", may_use: &["types", "clock", "telemetry", "transport", "node", "api"], crates: &[] },
     Room { name: "config", may_use: &["*"], crates: &["clap"] },
     Room { name: "cli", may_use: &["*"], crates: &["clap", "clap_complete", "anyhow", "indicatif"] },
     Room { name: "main", may_use: &["*"], crates: &["clap", "anyhow", "mimalloc"] },

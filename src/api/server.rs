@@ -95,6 +95,7 @@ async fn run<H, F>(
     let places = Places::new(config.connections_max, config.connections_per_ip_max);
     // Outlives `shutdown`: connections that drain are still looked after.
     let ended = CancellationToken::new();
+    #[expect(clippy::disallowed_methods, reason = "awaited below, behind the connections it looks after")]
     let sweeping = tokio::spawn({
         let (sweeper, ended) = (Arc::clone(&sweeper), ended.clone());
         async move { sweeper.run(ended).await }

@@ -82,7 +82,9 @@ pub enum DirectoryError {
         id: NodeId,
     },
     /// There is a log or state, but no identity.
-    #[error("{0} holds data but no identity file; restore the file from a backup of the directory, or use an empty one")]
+    #[error(
+        "{0} holds data but no identity file; restore the file from a backup of the directory, or use an empty one"
+    )]
     NoIdentity(PathBuf),
 }
 

@@ -333,7 +333,9 @@ fn encode<T: Serialize>(value: &T) -> Bytes {
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bytes {
         [FORMING, VERSION, body @ ..] => postcard::from_bytes(body).map_err(|error| error.to_string()),
-        [FORMING, version, ..] => Err(format!("forming message format {version} is not known here (newest: {VERSION})")),
+        [FORMING, version, ..] => {
+            Err(format!("forming message format {version} is not known here (newest: {VERSION})"))
+        }
         _ => Err("not a forming message".into()),
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Node;
-use crate::raft::{RaftRole, RaftStatus};
 use crate::raft::SnapshotHandle;
+use crate::raft::{RaftRole, RaftStatus};
 use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term};
 
 /// The part a member plays at present.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::fatal::Fatal;
 use super::metrics::StateMetrics;
 use crate::clock;
-use crate::state::{Checkpointer};
+use crate::state::Checkpointer;
 
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {

@@ -3,8 +3,8 @@
 //! Guarantees: cheap to ask, and changes can be awaited. Leaves out: proof. Somebody else may lead by now; whoever acts on
 //! an answer must be able to be refused.
 
-use openraft::metrics::RaftServerMetrics;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 
 use super::types::TypeConfig;

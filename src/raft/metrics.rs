@@ -5,9 +5,9 @@
 
 use std::fmt;
 
-use openraft::{Instant as _, RaftMetrics};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{Instant as _, RaftMetrics};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
@@ -113,10 +113,18 @@ impl RaftCollector {
             ("raft_is_leader", "Whether this node leads", Some(leads)),
             ("raft_has_leader", "Whether this node knows a leader", Some(knows)),
             ("raft_last_log_index", "Last entry in the log", number(raft.last_log_index)),
-            ("raft_committed_index", "Last entry known to be committed", number(raft.local_committed.map(|id| id.index))),
+            (
+                "raft_committed_index",
+                "Last entry known to be committed",
+                number(raft.local_committed.map(|id| id.index)),
+            ),
             ("raft_applied_index", "Last entry applied", number(applied)),
             ("raft_apply_lag_entries", "Entries committed but not yet applied", number(lag)),
-            ("raft_snapshot_index", "Last entry covered by the newest snapshot", number(raft.snapshot.map(|id| id.index))),
+            (
+                "raft_snapshot_index",
+                "Last entry covered by the newest snapshot",
+                number(raft.snapshot.map(|id| id.index)),
+            ),
             ("raft_purged_index", "Last entry removed from the log", number(raft.purged.map(|id| id.index))),
             ("raft_quorum_ack_age_seconds", "Time since a quorum last confirmed this leader", quorum),
         ]
@@ -134,7 +142,11 @@ impl RaftCollector {
             ("store_engine_bytes", "State engine on disk", reader.engine_bytes().ok().map(|bytes| bytes as f64)),
             ("store_log_bytes", "Raft log on disk", Some(log_bytes as f64)),
             ("store_snapshot_bytes", "Snapshot files on disk", Some(self.state.snapshots.size_on_disk() as f64)),
-            ("snapshot_age_seconds", "Age of the newest snapshot", snapshot.as_ref().map(|file| age_ms(file) as f64 / 1e3)),
+            (
+                "snapshot_age_seconds",
+                "Age of the newest snapshot",
+                snapshot.as_ref().map(|file| age_ms(file) as f64 / 1e3),
+            ),
         ]
     }
 }

@@ -114,11 +114,20 @@ pub(super) struct PeerClient {
 }
 
 impl PeerClient {
-    pub(super) async fn call(&self, channel: Channel, request: &Request, timeout: Duration) -> Result<Response, PeerError> {
+    pub(super) async fn call(
+        &self,
+        channel: Channel,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, PeerError> {
         self.peers.call(self.target, &self.address, channel, request, timeout).await
     }
 
-    async fn ask_for_vote(&self, request: Request, option: &RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn ask_for_vote(
+        &self,
+        request: Request,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         match self.call(Channel::Control, &request, option.hard_ttl()).await? {
             Response::Vote(response) => Ok(response),
             other => Err(unexpected(&other).into()),

@@ -112,7 +112,8 @@ impl Proposer {
         shutdown: CancellationToken,
     ) -> (Self, ProposerLoop) {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        let driver = ProposerLoop { raft, peers, leadership: leadership.clone(), metrics, shutdown, waiting, carry: None };
+        let driver =
+            ProposerLoop { raft, peers, leadership: leadership.clone(), metrics, shutdown, waiting, carry: None };
         (Self { queue, leadership }, driver)
     }
 

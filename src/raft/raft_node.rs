@@ -156,7 +156,19 @@ impl RaftNode {
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
         tasks.close();
-        Ok(Self(Arc::new(Inner { raft, me, log, state, proposer, barrier, leadership, server, fatal, shutdown, tasks })))
+        Ok(Self(Arc::new(Inner {
+            raft,
+            me,
+            log,
+            state,
+            proposer,
+            barrier,
+            leadership,
+            server,
+            fatal,
+            shutdown,
+            tasks,
+        })))
     }
 
     /// Answers other members' calls.

@@ -101,7 +101,11 @@ async fn distrust(
         return Ok(None);
     }
     if Some(marker.index) > extent.last.map(|last| last.index) {
-        return Ok(Some(format!("it ends at {}, behind the end of the log at {}", show(Some(marker)), show(extent.last))));
+        return Ok(Some(format!(
+            "it ends at {}, behind the end of the log at {}",
+            show(Some(marker)),
+            show(extent.last)
+        )));
     }
     let entries = log.try_get_log_entries(marker.index..=marker.index).await.map_err(RecoveryError::Log)?;
     let logged = entries.first().map(|entry| entry.log_id);

@@ -11,9 +11,7 @@ use bytes::Bytes;
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest};
 use tokio::sync::Mutex;
 
-use super::messages::{
-    ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response,
-};
+use super::messages::{ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
 use super::snapshot_transfer::Receiver;
@@ -42,7 +40,9 @@ impl PeerHandler for PeerServer {
     fn handle(&self, _channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
         Box::pin(async move {
             let response = match decode_request(&request, self.cluster, self.me) {
-                Ok((_, request)) => self.answer(request).await.unwrap_or_else(|error| Response::Refused(error.to_string())),
+                Ok((_, request)) => {
+                    self.answer(request).await.unwrap_or_else(|error| Response::Refused(error.to_string()))
+                }
                 Err(error) => Response::Refused(error.to_string()),
             };
             encode_response(&response).ok()

@@ -77,8 +77,10 @@ struct SnapshotFile {
 impl SnapshotHandle {
     fn open(path: PathBuf, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
         let meta = snapshot::inspect(&path)?;
-        let file_bytes =
-            path.metadata().map_err(|source| SnapshotStoreError::Dir { path: path.display().to_string(), source })?.len();
+        let file_bytes = path
+            .metadata()
+            .map_err(|source| SnapshotStoreError::Dir { path: path.display().to_string(), source })?
+            .len();
         Self::new(path, meta, file_bytes, None, cluster)
     }
 

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::StorageError;
 use openraft::error::{RPCError, StreamingError};
 use openraft::raft::SnapshotResponse;
-use openraft::StorageError;
 use openraft::type_config::TypeConfigExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
@@ -49,13 +49,19 @@ pub(super) async fn send(
     let sha256 = digest.map_err(|error| local(std::io::Error::other(error)))?;
     let offer = SnapshotOffer { vote, meta: snapshot.meta.clone(), file_bytes: file.file_bytes(), sha256 };
     let mut input = tokio::fs::File::open(file.path()).await.map_err(local)?;
-    let mut received = progress(peer.call(Channel::Snapshot, &Request::SnapshotBegin(offer.clone()), PART_TIMEOUT).await)?;
+    let mut received =
+        progress(peer.call(Channel::Snapshot, &Request::SnapshotBegin(offer.clone()), PART_TIMEOUT).await)?;
     input.seek(SeekFrom::Start(received)).await.map_err(local)?;
     while received < offer.file_bytes {
         let rest = usize::try_from(offer.file_bytes - received).unwrap_or(usize::MAX);
         let mut part = vec![0; rest.min(PART_BYTES)];
         input.read_exact(&mut part).await.map_err(local)?;
-        let part = SnapshotPart { sha256: offer.sha256, offset: received, crc: crc32c::crc32c(&part), bytes: Bytes::from(part) };
+        let part = SnapshotPart {
+            sha256: offer.sha256,
+            offset: received,
+            crc: crc32c::crc32c(&part),
+            bytes: Bytes::from(part),
+        };
         let sent_to = received + part.bytes.len() as u64;
         received = progress(peer.call(Channel::Snapshot, &Request::SnapshotPart(part), PART_TIMEOUT).await)?;
         if received != sent_to {
@@ -167,9 +173,8 @@ impl Receiver {
 
     /// Ends the transfer: the file is on disk and handed over, to be verified by the caller.
     pub(super) async fn end(&mut self, offer: &SnapshotOffer) -> Result<PathBuf, ReceiveError> {
-        let complete = |current: &Incoming| {
-            current.offer.sha256 == offer.sha256 && current.received == current.offer.file_bytes
-        };
+        let complete =
+            |current: &Incoming| current.offer.sha256 == offer.sha256 && current.received == current.offer.file_bytes;
         if !self.current.as_ref().is_some_and(complete) {
             return Err(ReceiveError::NotAnnounced);
         }

@@ -170,7 +170,9 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
-        self.apply_all(entries).await.inspect_err(|error| self.fatal.raise(&format!("applying the log failed: {error}")))
+        self.apply_all(entries)
+            .await
+            .inspect_err(|error| self.fatal.raise(&format!("applying the log failed: {error}")))
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {

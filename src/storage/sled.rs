@@ -285,6 +285,7 @@ impl Drop for SledEngine {
         let handles = self.handles.get_mut().take();
         if flushed.is_err() {
             // Dropping sled behind a failure waits for ever or aborts the process.
+            #[expect(clippy::mem_forget, reason = "see above")]
             std::mem::forget(handles);
             tracing::warn!(path = %self.path.display(), "the store was left without closing it");
         } else if catch_unwind(AssertUnwindSafe(|| drop(handles))).is_err() {

@@ -160,6 +160,7 @@ impl MemoryTransport {
         let (handler, stopped) = served.ok_or("nobody listens there")?;
         *sent = true;
         // A task of its own: a caller that gives up does not end the work of the called.
+        #[expect(clippy::disallowed_methods, reason = "awaited right below; ends with the endpoint")]
         let work = tokio::spawn(async move {
             tokio::select! {
                 biased;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     pub method: String,
     pub target: String,
     headers: Vec<(String, String)>,
@@ -17,14 +17,14 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(candidate, _)| candidate == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// What the server does about a request.
 #[derive(Debug, Clone)]
-pub enum Reaction {
+pub(crate) enum Reaction {
     /// Answers.
     Answer { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
     /// Announces the whole answer, sends half of the body and hangs up.
@@ -36,13 +36,13 @@ pub enum Reaction {
 }
 
 /// An answer of success with a JSON body at revision 7.
-pub fn json(status: u16, body: &str) -> Reaction {
+pub(crate) fn json(status: u16, body: &str) -> Reaction {
     let headers = vec![("quorate-revision".to_owned(), "7".to_owned())];
     Reaction::Answer { status, headers, body: body.into() }
 }
 
 /// A problem document.
-pub fn problem(status: u16, code: &str, retryable: bool, outcome: &str) -> Reaction {
+pub(crate) fn problem(status: u16, code: &str, retryable: bool, outcome: &str) -> Reaction {
     let body = format!(
         r#"{{"type":"urn:quorate:problem:{code}","title":"t","status":{status},"detail":"because of {code}",
             "code":"{code}","retryable":{retryable},"outcome":"{outcome}","request_id":"r1"}}"#
@@ -51,14 +51,14 @@ pub fn problem(status: u16, code: &str, retryable: bool, outcome: &str) -> React
 }
 
 /// The server; stops taking connections when the process ends.
-pub struct Server {
+pub(crate) struct Server {
     pub url: String,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
     /// A server that reacts to each request as `react` says; it is given the count of requests before.
-    pub fn start(react: impl Fn(usize, &Request) -> Reaction + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(react: impl Fn(usize, &Request) -> Reaction + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("a bound address"));
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -74,19 +74,19 @@ impl Server {
     }
 
     /// A server that reacts in turn, and with the last reaction from then on.
-    pub fn script(reactions: impl IntoIterator<Item = Reaction>) -> Self {
+    pub(crate) fn script(reactions: impl IntoIterator<Item = Reaction>) -> Self {
         let reactions: Vec<_> = reactions.into_iter().collect();
         Self::start(move |count, _| reactions[count.min(reactions.len() - 1)].clone())
     }
 
     /// What it was sent so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().expect("no handler panics").clone()
     }
 }
 
 /// An address where nobody listens.
-pub fn nobody() -> String {
+pub(crate) fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     format!("http://{}", listener.local_addr().expect("a bound address"))
 }

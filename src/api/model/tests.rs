@@ -1,3 +1,5 @@
+//! Tests of the wire types: every form comes back, and what is wrong is named.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! Tests of the problem documents: each told once, in one voice.
+
 use std::fmt::Write as _;
 
 use super::*;

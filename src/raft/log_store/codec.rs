@@ -27,7 +27,7 @@ pub(super) const FORMAT: u8 = 1;
 
 /// The longest body of an entry, in bytes. Well above what a proposer merges into one entry, and a bound for what a
 /// decoder allocates.
-pub const ENTRY_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub(super) const ENTRY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// What stands before the body of a payload, in bytes.
 const HEAD_BYTES: usize = 10;

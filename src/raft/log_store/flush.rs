@@ -16,7 +16,7 @@ use crate::raft::types::TypeConfig;
 
 /// Why the log can no longer be written; `None` while it can. Once set it stays, and the process must end: after a
 /// failed fsync the page cache can't be believed (D16).
-pub type Fatal = watch::Receiver<Option<Arc<str>>>;
+pub(in crate::raft) type Fatal = watch::Receiver<Option<Arc<str>>>;
 
 /// What the pieces on their way to the disk have in common.
 #[derive(Debug)]

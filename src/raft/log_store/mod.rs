@@ -58,9 +58,8 @@ use raft_log::RaftLog;
 use raft_log::api::raft_log_writer::RaftLogWriter as _;
 use tokio::sync::watch;
 
-pub use codec::ENTRY_BYTES_MAX;
-pub use flush::Fatal;
-pub use metrics::LogMetrics;
+pub(super) use flush::Fatal;
+pub(super) use metrics::LogMetrics;
 
 use crate::raft::types::Entry;
 use crate::types::{LogIndex, LogPosition};
@@ -69,16 +68,16 @@ use wal::{Inner, Wal};
 
 /// Entries are read in pieces of about this many bytes: what one replication request carries, and what waits in memory
 /// to be applied. A single longer entry is read whole.
-pub const READ_BYTES_MAX: u64 = 2 * 1024 * 1024;
+pub(super) const READ_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
 /// How often it is looked whether a committed mark still waits to be written.
-pub const COMMITTED_TICK: Duration = Duration::from_millis(5);
+pub(super) const COMMITTED_TICK: Duration = Duration::from_millis(5);
 
 /// After this time without an append, a committed mark that was written is synced.
-pub const COMMITTED_QUIET: Duration = Duration::from_millis(200);
+pub(super) const COMMITTED_QUIET: Duration = Duration::from_millis(200);
 
 /// The smallest chunk, in bytes; a smaller setting means this.
-pub const CHUNK_BYTES_MIN: u64 = 1_024;
+pub(super) const CHUNK_BYTES_MIN: u64 = 1_024;
 
 /// Bytes that may queue for the writer before an append blocks.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;

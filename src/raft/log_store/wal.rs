@@ -205,6 +205,7 @@ impl Inner {
             })
             .await?;
         if follow {
+            #[expect(clippy::disallowed_methods, reason = "holds the log weakly and ends with it")]
             tokio::spawn(follow_up(Arc::downgrade(self)));
         }
         Ok(())

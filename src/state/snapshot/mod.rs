@@ -3,7 +3,7 @@
 //! It rebuilds a node, brings a follower up to date, is the full backup off-site and what an operator saves.
 //! The bytes are described in `docs/formats.md`.
 //!
-//! Guarantees: [`write`] leaves either a complete, read-back file under the name asked for or that name as it was; a
+//! Guarantees: [`write()`] leaves either a complete, read-back file under the name asked for or that name as it was; a
 //! reader hands out the last record only once the end of the file has been verified against everything before it; a
 //! flipped bit, a cut file, a foreign file and a newer format are told apart; no length in a file is believed beyond
 //! [`BLOCK_BYTES_MAX`] and [`HEADER_BYTES_MAX`]. Leaves out: which files are kept and when one is made (`raft`), how

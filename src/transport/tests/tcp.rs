@@ -302,7 +302,7 @@ async fn a_connection_that_says_more_than_it_was_asked_is_not_used_again() {
             stream.write_all(ACCEPTED).await.unwrap();
             stream.read_exact(&mut buffer[..5]).await.unwrap();
             stream.write_all(&[0, 0, 0, 1, number, 0, 0, 0, 1, 99]).await.unwrap();
-            pending().await
+            pending::<()>().await;
         }
     })
     .await;

@@ -1,6 +1,6 @@
 //! The OpenAPI 3.1 document, generated from the handlers and wire types.
 //!
-//! Guarantees: it lists exactly the endpoints and methods that are routed (a test compares it with [`Route::ALL`]).
+//! Guarantees: it lists exactly the endpoints and methods that are routed (a test compares it with `Route::ALL`).
 //! Leaves out: what a schema can't say; that is `docs/`.
 
 use std::sync::OnceLock;

@@ -34,6 +34,10 @@ const ENTRY_COMMANDS_MAX: usize = 1_024;
 /// An entry is not filled beyond this many bytes; a single larger command still gets its own.
 const ENTRY_BYTES_TARGET: usize = 1024 * 1024;
 
+/// How long an old leader's answer to a forwarded round is still waited for once another one leads. A leader that stepped
+/// down answers at once; one that hangs, or is cut off, would hold up every other write of this node until its deadline.
+const OLD_LEADER_GRACE: Duration = Duration::from_secs(1);
+
 /// The most that a command, an operation or a comparison takes beside its keys, values and names, in bytes: tags and
 /// numbers, each of at most ten bytes.
 const PART_OVERHEAD_BYTES: usize = 64;
@@ -267,6 +271,20 @@ impl ProposerLoop {
         }
     }
 
+    /// Returns some time after another node than this one leads.
+    async fn replaced(&self, leader: NodeId) {
+        loop {
+            let mut changes = self.leadership.subscribe();
+            match self.leadership.leader() {
+                Leader::Other(id, _) if id == leader => {}
+                // Perhaps the same one again.
+                Leader::None => {}
+                Leader::Other(..) | Leader::Me => return tokio::time::sleep(OLD_LEADER_GRACE).await,
+            }
+            changes.changed().await;
+        }
+    }
+
     /// Sends the groups to the leader; returns those that surely were not proposed there.
     async fn forward(&self, leader: NodeId, address: &str, groups: Vec<Group>) -> Vec<Group> {
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
@@ -279,7 +297,15 @@ impl ProposerLoop {
         };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let result = self.peers.call(leader, address, Channel::Forward, &request, timeout).await;
+        let call = self.peers.call(leader, address, Channel::Forward, &request, timeout);
+        let result = tokio::select! {
+            result = call => result,
+            () = self.replaced(leader) => {
+                let reason = "another leader was elected before the one that had the write answered";
+                refuse(groups, |_| true, &ProposeError::Unknown(reason.into()));
+                return Vec::new();
+            }
+        };
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
         match result {
             Ok(Response::Forward(Ok(outcomes))) if outcomes.len() == commands.len() => {

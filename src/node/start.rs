@@ -1,6 +1,5 @@
 //! Starting a node: directory, identity, forming, Raft, in this order.
 //!
-//! Guarantees: nothing is served before the identity is settled; the existence of the log is recorded before the log can
 //! Guarantees: nothing is served before the identity is settled; the log is on disk before its existence is recorded, and
 //! recorded before it can hold a vote, so that a log that is lost later is noticed. Leaves out: listeners, which are the
 //! caller's: the peer listener must answer with [`Node::peer_handler`] before [`Node::start`] is called.

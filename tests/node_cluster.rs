@@ -168,3 +168,21 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
         node.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_lost_its_contents_does_not_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sockets, first) = listeners(&["n1"]).await;
+    let configs = || vec![config(dir.path(), "n1", &first)];
+    let mut nodes = start_all(configs(), sockets).await;
+    put(&nodes[0].node, "k", "v").await.unwrap();
+    nodes.pop().unwrap().stop().await;
+    for entry in std::fs::read_dir(dir.path().join("n1/log")).unwrap() {
+        let path = entry.unwrap().path();
+        let len = path.metadata().unwrap().len();
+        std::fs::write(&path, vec![0; usize::try_from(len).unwrap()]).unwrap();
+    }
+    let socket = rebind(&configs()[0].member.peer_addr).await;
+    let error = start(configs().remove(0), socket).await.err().expect("its votes are lost");
+    assert!(error.to_string().contains("nothing is left"), "{error}");
+}

@@ -187,7 +187,7 @@ impl Api {
             (Route::Keys, &Method::DELETE) => kv::delete_keys(self, call).await,
             (Route::Txn, &Method::POST) => txn::run_txn(self, call, body).await,
             (Route::Status, &Method::GET | &Method::HEAD) => cluster::get_status(self, call),
-            (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call),
+            (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call).await,
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
             (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,

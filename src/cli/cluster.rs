@@ -90,7 +90,7 @@ impl MemberCommand {
                 known(Some(&member.zone).filter(|zone| !zone.is_empty())),
                 member.peer_addr.clone(),
                 known(Some(&member.client_url).filter(|url| !url.is_empty())),
-                known(member.reachable.map(|reachable| if reachable { "yes" } else { "no" })),
+                if member.reachable { "yes" } else { "no" }.to_owned(),
                 known(member.lag_entries),
                 known(member.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
             ]);

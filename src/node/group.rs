@@ -125,7 +125,8 @@ impl Node {
         let status = raft.status();
         if !accounts[&raft.id()].leads {
             let members = status.members().into_iter().filter(|(id, ..)| *id != raft.id());
-            let asked = members.map(|(id, member, _)| async move { Some((id, self.ask(id, &member.peer_addr).await?)) });
+            let asked =
+                members.map(|(id, member, _)| async move { Some((id, self.ask(id, &member.peer_addr).await?)) });
             accounts.extend(join_all(asked).await.into_iter().flatten());
         }
         let view = self.view_of(&accounts, &status.members());
@@ -209,7 +210,8 @@ mod tests {
         let question = Question { cluster: ClusterId::new(7), to: NodeId::new(2) };
         assert_eq!(&encode(&question)[..], b"\xF1\x01\x07\x02");
         assert_eq!(
-            decode::<Account>(b"\xF1\x01\x03\x01\x01\x09\x01\x02\x01\x01\x07\x01\xa0\x06").map(|account| account.others[0].rtt_us),
+            decode::<Account>(b"\xF1\x01\x03\x01\x01\x09\x01\x02\x01\x01\x07\x01\xa0\x06")
+                .map(|account| account.others[0].rtt_us),
             Some(Some(800))
         );
     }

@@ -1,8 +1,8 @@
 //! Starting a node: directory, identity, forming, Raft, in this order.
 //!
-//! Guarantees: nothing is served before the identity is settled; the existence of the log is recorded before the log can
-//! hold a vote, so that a lost log is noticed. Leaves out: listeners, which are the caller's: the peer listener must answer
-//! with [`Node::peer_handler`] before [`Node::start`] is called.
+//! Guarantees: nothing is served before the identity is settled; the log is on disk before its existence is recorded, and
+//! recorded before it can hold a vote, so that a log that is lost later is noticed. Leaves out: listeners, which are the
+//! caller's: the peer listener must answer with [`Node::peer_handler`] before [`Node::start`] is called.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -90,9 +90,12 @@ impl Node {
             let members = members.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
             first = self.form(&transport, members).await?.members;
         }
-        let identity = self.0.desk.mark_log()?.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
+        let identity = self.0.desk.identity().ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
+        // The log is on disk now, empty. Before anything can be written to it (no peer is answered yet), its existence is
+        // recorded: from here on its absence means that votes were lost.
+        self.0.desk.mark_log()?;
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
         self.0.peer_desk.open(raft.handler());

@@ -109,6 +109,9 @@ impl RaftNode {
         let opening = tokio::task::spawn_blocking(move || LogStore::open(&log_dir, log_config));
         let mut log = opening.await.map_err(io::Error::other)??;
         metrics.register(|registry| log.register_metrics(registry));
+        if log.created() {
+            log.sync().await?;
+        }
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
         let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;

@@ -6,6 +6,8 @@
 //! the log is replayed on top. Guarantees: a state that is served was derived from log and snapshots. Leaves out: replaying
 //! (openraft does that when it starts) and fetching a snapshot from another member.
 
+use std::sync::Arc;
+
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 
@@ -40,7 +42,7 @@ pub enum RecoveryError {
 /// A state machine that is ready to replay the rest of the log.
 pub(super) struct Recovered {
     pub(super) machine: StateMachine,
-    pub(super) generation: u64,
+    pub(super) generation: Arc<Generation>,
 }
 
 /// Where the log begins and ends, and what it says about one entry.
@@ -80,8 +82,8 @@ pub(super) async fn recover(
 }
 
 fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, storage::Error> {
-    let Generation { number, engine } = home.open_newest()?;
-    Ok(Recovered { machine: StateMachine::open(engine, config)?, generation: number })
+    let generation = home.open_newest()?;
+    Ok(Recovered { machine: StateMachine::open(generation.clone(), config)?, generation })
 }
 
 /// Why the state at this marker can't be continued with this log; `None` if it can.
@@ -141,8 +143,8 @@ fn rebuild(
     if let Some(purged) = extent.purged {
         return Err(RecoveryError::Unrecoverable { purged: purged.index });
     }
-    let Generation { number, engine } = home.open_fresh()?;
-    Ok(Recovered { machine: StateMachine::open(engine, config.clone())?, generation: number })
+    let generation = home.open_fresh()?;
+    Ok(Recovered { machine: StateMachine::open(generation.clone(), config.clone())?, generation })
 }
 
 /// Loads a snapshot into the next generation.
@@ -160,8 +162,8 @@ pub(super) fn load_snapshot(
         membership: meta.membership.clone(),
         hash: meta.hash,
     };
-    let Generation { number, engine } = home.open_fresh().map_err(LoadError::Engine)?;
-    state::load(&*engine, &applied, reader)?;
-    let machine = StateMachine::open(engine, config.clone()).map_err(LoadError::Engine)?;
-    Ok(Recovered { machine, generation: number })
+    let generation = home.open_fresh().map_err(LoadError::Engine)?;
+    state::load(&*generation, &applied, reader)?;
+    let machine = StateMachine::open(generation.clone(), config.clone()).map_err(LoadError::Engine)?;
+    Ok(Recovered { machine, generation })
 }

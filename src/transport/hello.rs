@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_hello_stay_as_they_are() {
+        assert_eq!(greet(OURS, Channel::Snapshot), *b"QPER\x01\x01\x04\0");
+        assert_eq!(answer(OURS, Ok(1)), *b"QPER\0\x01\x01\x01");
+        let refusals = Refusal::ALL.map(|refusal| answer(OURS, Err(refusal)));
+        assert_eq!(refusals, [*b"QPER\x01\0\x01\x01", *b"QPER\x02\0\x01\x01", *b"QPER\x03\0\x01\x01"]);
+        assert_eq!(Channel::ALL.map(Channel::code), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
     fn a_refusal_says_why() {
         let said = |verdict| understand(versions(1, 1), answer(versions(2, 3), Err(verdict))).unwrap_err();
         let version =

@@ -148,7 +148,10 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let leaders = nodes.iter().filter(|node| node.node.status().role == Role::Leader).count();
     assert_eq!(leaders, 1);
-    let clusters: Vec<_> = nodes.iter().map(|node| node.node.cluster()).collect();
+    let mut clusters = Vec::new();
+    for node in &nodes {
+        clusters.push(node.node.cluster().await.unwrap());
+    }
     assert!(clusters.iter().all(|cluster| cluster.cluster_id == clusters[0].cluster_id && cluster.members.len() == 3));
     let hashes: Vec<_> = nodes.iter().map(|node| node.node.status().state_hash).collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
@@ -163,7 +166,7 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let nodes = start_all(configs, sockets).await;
     assert_eq!(get(&nodes[1].node, "k2", Consistency::Linearizable).await.as_deref(), Some("v2"));
-    assert_eq!(nodes[0].node.cluster().cluster_id, clusters[0].cluster_id);
+    assert_eq!(nodes[0].node.cluster().await.unwrap().cluster_id, clusters[0].cluster_id);
     for node in nodes {
         node.stop().await;
     }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::Node;
 use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
+use super::group::GroupDesk;
 use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
@@ -73,6 +74,7 @@ impl Node {
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             background: TaskTracker::new(),
+            group: super::group::LastView::default(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -95,7 +97,9 @@ impl Node {
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
-        self.0.peer_desk.open(raft.handler());
+        let silence = config.raft.timers.leader_silence();
+        let group = GroupDesk::new(identity.cluster, raft.clone(), self.0.transport.clone(), silence);
+        self.0.peer_desk.open(raft.handler(), group);
         if !initialized {
             self.initialize(&transport, config.first_members.as_ref(), first, &identity, &raft).await?;
         }

@@ -145,6 +145,7 @@ impl RaftNode {
             read_index: source,
             state: state.clone(),
             receiver,
+            leadership: leadership.clone(),
         });
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
@@ -159,6 +160,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
+        tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -250,6 +252,12 @@ impl RaftNode {
     #[must_use]
     pub fn leader(&self) -> Leader {
         self.0.leadership.leader()
+    }
+
+    /// As [`Self::leader`], but another member that was silent for longer than `silence` counts as none.
+    #[must_use]
+    pub fn leader_heard(&self, silence: Duration) -> Leader {
+        self.0.leadership.leader_heard(silence)
     }
 
     /// Raft's state at this moment.

@@ -17,7 +17,6 @@ use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
 use crate::transport::Transport;
-use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId};
 
 /// What a node is started with.
@@ -56,7 +55,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError::Directory`] or [`StartError::NoIdentity`].
-    pub fn open(config: &NodeConfig, transport: TcpTransport) -> Result<Self, StartError> {
+    pub fn open(config: &NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         let directory = Arc::new(Directory::open(&config.data_dir)?);
         let identity = directory.identity(&config.member.name)?;
         if identity.is_none() && config.first_members.is_none() {
@@ -69,7 +68,7 @@ impl Node {
             timers: config.raft.timers,
             peer_desk: Arc::new(PeerDesk::new(desk.clone())),
             desk,
-            transport: Arc::new(transport),
+            transport,
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             background: TaskTracker::new(),
@@ -83,24 +82,28 @@ impl Node {
     /// # Errors
     /// [`StartError`].
     pub async fn start(&self, config: &NodeConfig, metrics: &Metrics) -> Result<(), StartError> {
-        let transport: Arc<dyn Transport> = self.0.transport.clone();
+        let transport = self.0.transport.clone();
         let mut first = None;
         if self.0.desk.identity().is_none() {
             let members = config.first_members.as_ref();
             let members = members.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
             first = self.form(&transport, members).await?.members;
         }
+        if self.0.desk.identity().is_some_and(|identity| !identity.has_log) {
+            // Before it is recorded: a crash in between would look like a log that was lost. It can't hold a vote yet.
+            RaftNode::create_log(&config.raft).await?;
+        }
         let identity = self.0.desk.mark_log()?.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
+        // Known from here on, so that stopping ends it however far the start comes. Set once: a node is started once.
+        let raft = self.0.raft.get_or_init(|| raft);
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
         self.0.peer_desk.open(raft.handler());
         if !initialized {
-            self.initialize(&transport, config.first_members.as_ref(), first, &identity, &raft).await?;
+            self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
         }
-        // Set once: a node is started once.
-        let _ = self.0.raft.set(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }

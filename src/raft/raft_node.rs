@@ -132,7 +132,7 @@ impl RaftNode {
         let timeout = config.timers.election_max;
         let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
-        let receiver = Mutex::new(Receiver::new(state.snapshots.dir()));
+        let receiver = Arc::new(Mutex::new(Receiver::new(state.snapshots.dir())));
         let server = Arc::new(PeerServer {
             cluster,
             me,
@@ -141,6 +141,8 @@ impl RaftNode {
             read_index: source,
             state: state.clone(),
             receiver,
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
         });
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
@@ -169,6 +171,16 @@ impl RaftNode {
             shutdown,
             tasks,
         })))
+    }
+
+    /// Creates an empty log where there is none, on disk when it returns. Nothing is voted or written yet.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub async fn create_log(config: &RaftConfig) -> Result<(), OpenError> {
+        let (dir, config) = (config.data_dir.join("log"), config.log.clone());
+        let creating = tokio::task::spawn_blocking(move || LogStore::open(&dir, config).map(drop));
+        Ok(creating.await.map_err(io::Error::other)??)
     }
 
     /// Answers other members' calls.
@@ -302,6 +314,10 @@ impl RaftNode {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         self.0.tasks.wait().await;
+        // Only the committed mark may wait for the disk still; without it the next start replays less by itself.
+        if let Err(error) = self.0.log.sync().await {
+            tracing::warn!(%error, "the log was not synced at the end");
+        }
     }
 
     /// This node's id.
@@ -404,3 +420,6 @@ impl RaftStatus {
         self.metrics.heartbeat.as_ref()?.get(&id)?.as_ref().map(|at| at.elapsed())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,19 @@
 //! The start-up path of the state machine: use the engine where it can be trusted, rebuild it where not.
 //!
 //! The engine is a checkpoint, never the truth (truth is the log and the verified snapshots). It is used only if it opens,
-//! its marker decodes, and the entry it names lies between the newest snapshot's purge mark and the end of the log, with
-//! the log agreeing about that entry. Otherwise the next generation is filled from the newest snapshot that is whole, and
-//! the log is replayed on top. Guarantees: a state that is served was derived from log and snapshots. Leaves out: replaying
-//! (openraft does that when it starts) and fetching a snapshot from another member.
+//! its marker decodes, and the entry it names lies between the purge mark and the end of the log, with the log agreeing
+//! about that entry. Otherwise the next generation is filled from the newest snapshot that is whole, and the log is
+//! replayed on top.
+//!
+//! openraft applies a committed entry on a follower before that follower has flushed it. So after a power cut the engine's
+//! marker, or a snapshot, may be ahead of the log. Neither waits for the log while all is well; here such a marker is not
+//! trusted, and such a snapshot (verified, and of committed entries only) is what the log then begins behind. Nothing is
+//! lost by either: what this node had not flushed it had not acknowledged, so a quorum without it holds it.
+//!
+//! Guarantees: a state that is served was derived from log and snapshots, and the log continues it without a gap or a
+//! conflict. Leaves out: replaying (openraft does that when it starts) and fetching a snapshot from another member.
+
+use std::time::Duration;
 
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
@@ -16,6 +25,10 @@ use super::types::LogId;
 use crate::state::snapshot::{SnapshotError, SnapshotReader};
 use crate::state::{self, Applied, LoadError, StateConfig, StateMachine};
 use crate::storage;
+use crate::types::LogPosition;
+
+/// Opening the engine may take this long; beyond it, rebuilding is the better bet.
+const ENGINE_OPEN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Why there is no state to start from.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +56,14 @@ pub(super) struct Recovered {
     pub(super) generation: u64,
 }
 
-/// Where the log begins and ends, and what it says about one entry.
+/// Where the log begins and ends.
+#[derive(Clone, Copy)]
 struct LogExtent {
     purged: Option<LogId>,
     last: Option<LogId>,
 }
 
-/// Opens the state, or rebuilds it.
+/// Opens the state, or rebuilds it, and makes the log continue it.
 pub(super) async fn recover(
     home: EngineHome,
     snapshots: &SnapshotStore,
@@ -58,25 +72,100 @@ pub(super) async fn recover(
 ) -> Result<Recovered, RecoveryError> {
     let state = log.get_log_state().await.map_err(RecoveryError::Log)?;
     let extent = LogExtent { purged: state.last_purged_log_id, last: state.last_log_id };
-    let newest = snapshots.newest();
+    let recovered = match open_trusted(&home, &extent, log, &config).await? {
+        Ok(recovered) => with_newer_snapshot(recovered, &home, snapshots, &config).await?,
+        Err(reason) => {
+            tracing::warn!(reason, "the state engine can't be trusted; rebuilding it from snapshot and log");
+            let candidates = snapshots.all();
+            tokio::task::spawn_blocking(move || rebuild(&home, candidates, &extent, &config))
+                .await
+                .map_err(|panic| RecoveryError::Log(panic.into()))??
+        }
+    };
+    if let Some(purged) = extent.purged {
+        snapshots.forget_before(purged.into());
+    }
+    if let Some(position) = recovered.machine.applied().position {
+        continue_from(position, &extent, log).await?;
+    }
+    Ok(recovered)
+}
 
+/// The state of the newest generation, or why it can't be trusted.
+async fn open_trusted(
+    home: &EngineHome,
+    extent: &LogExtent,
+    log: &mut LogStore,
+    config: &StateConfig,
+) -> Result<Result<Recovered, String>, RecoveryError> {
     let opening = {
         let (home, config) = (home.clone(), config.clone());
-        tokio::task::spawn_blocking(move || open_newest(&home, config)).await
+        tokio::task::spawn_blocking(move || open_newest(&home, config))
     };
-    let distrust = match opening {
-        Ok(Ok(recovered)) => match distrust(recovered.machine.applied(), &extent, newest.as_ref(), log).await? {
-            None => return Ok(recovered),
-            Some(reason) => reason,
+    Ok(match tokio::time::timeout(ENGINE_OPEN_TIMEOUT, opening).await {
+        Ok(Ok(Ok(recovered))) => match distrust(recovered.machine.applied(), extent, log).await? {
+            None => Ok(recovered),
+            Some(reason) => Err(reason),
         },
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => format!("opening it panicked: {panic}"),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Err(panic)) => Err(format!("opening it panicked: {panic}")),
+        Err(_) => Err(format!("opening it took longer than {} s", ENGINE_OPEN_TIMEOUT.as_secs())),
+    })
+}
+
+/// Loads a snapshot that is ahead of the state, which a crash between a snapshot and its checkpoint leaves. openraft would
+/// do so, too, but could not go on with a damaged one; here the state and the log serve then.
+async fn with_newer_snapshot(
+    recovered: Recovered,
+    home: &EngineHome,
+    snapshots: &SnapshotStore,
+    config: &StateConfig,
+) -> Result<Recovered, RecoveryError> {
+    for snapshot in snapshots.all() {
+        if snapshot.meta().position <= recovered.machine.applied().position {
+            break;
+        }
+        let (home, config) = (home.clone(), config.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            load_snapshot(&home, &snapshot, &config).inspect_err(|error| tell_damage(&snapshot, error))
+        });
+        match loading.await.map_err(|panic| RecoveryError::Log(panic.into()))? {
+            Ok(newer) => return Ok(newer),
+            Err(LoadError::Engine(error)) => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    Ok(recovered)
+}
+
+/// Makes the log continue the state at `position`, which is committed. Where the log ends before it (a power cut took
+/// entries that were applied but not flushed) it begins anew behind it. Where it holds another entry there, that one and
+/// all behind it were never committed: their removal was what the power cut took.
+async fn continue_from(position: LogPosition, extent: &LogExtent, log: &mut LogStore) -> Result<(), RecoveryError> {
+    let applied = LogId::from(position);
+    let last = extent.last.map(|last| last.index);
+    if extent.purged.is_some_and(|purged| purged.index >= applied.index) {
+        return Ok(());
+    }
+    let logged = match last {
+        Some(last) if last >= applied.index => {
+            let entries = log.try_get_log_entries(applied.index..=applied.index).await.map_err(RecoveryError::Log)?;
+            entries.first().map(|entry| entry.log_id)
+        }
+        _ => None,
     };
-    tracing::warn!(reason = distrust, "the state engine can't be trusted; rebuilding it from snapshot and log");
-    let candidates = snapshots.all();
-    tokio::task::spawn_blocking(move || rebuild(&home, candidates, &extent, &config))
-        .await
-        .map_err(|panic| RecoveryError::Log(panic.into()))?
+    if logged == Some(applied) {
+        return Ok(());
+    }
+    tracing::warn!(state = %applied, log = show(extent.last), "the log does not continue the state; it begins behind it now");
+    log.truncate_after(extent.purged).await.map_err(RecoveryError::Log)?;
+    log.reset_to(position).await.map_err(|error| RecoveryError::Log(std::io::Error::other(error)))
+}
+
+fn tell_damage(snapshot: &SnapshotHandle, error: &LoadError<SnapshotError>) {
+    if !matches!(error, LoadError::Engine(_)) {
+        snapshot.mark_damaged(error);
+    }
 }
 
 fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, storage::Error> {
@@ -88,16 +177,14 @@ fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, stor
 async fn distrust(
     applied: &Applied,
     extent: &LogExtent,
-    newest: Option<&SnapshotHandle>,
     log: &mut LogStore,
 ) -> Result<Option<String>, RecoveryError> {
     let marker: Option<LogId> = applied.position.map(Into::into);
-    let snapshot = newest.and_then(|snapshot| snapshot.raft_meta().last_log_id);
     if marker < extent.purged {
         return Ok(Some(format!("it ends at {}, but the log begins behind {}", show(marker), show(extent.purged))));
     }
     let Some(marker) = marker else { return Ok(None) };
-    if Some(marker) == extent.purged || Some(marker) == snapshot {
+    if Some(marker) == extent.purged {
         return Ok(None);
     }
     if Some(marker.index) > extent.last.map(|last| last.index) {
@@ -133,9 +220,7 @@ fn rebuild(
         match load_snapshot(home, &snapshot, config) {
             Ok(recovered) => return Ok(recovered),
             Err(LoadError::Engine(error)) => return Err(error.into()),
-            Err(error) => {
-                tracing::error!(file = %snapshot.path().display(), %error, "passing over a damaged snapshot");
-            }
+            Err(error) => tell_damage(&snapshot, &error),
         }
     }
     if let Some(purged) = extent.purged {
@@ -165,3 +250,6 @@ pub(super) fn load_snapshot(
     let machine = StateMachine::open(engine, config.clone()).map_err(LoadError::Engine)?;
     Ok(Recovered { machine, generation: number })
 }
+
+#[cfg(test)]
+mod tests;

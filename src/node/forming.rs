@@ -339,3 +339,6 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
         _ => Err("not a forming message".into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -320,6 +320,12 @@ impl RaftNode {
         }
     }
 
+    /// The log store.
+    #[cfg(test)]
+    pub(super) fn log(&self) -> &LogStore {
+        &self.0.log
+    }
+
     /// This node's id.
     #[must_use]
     pub fn id(&self) -> NodeId {

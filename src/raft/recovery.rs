@@ -174,11 +174,7 @@ fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, stor
 }
 
 /// Why the state at this marker can't be continued with this log; `None` if it can.
-async fn distrust(
-    applied: &Applied,
-    extent: &LogExtent,
-    log: &mut LogStore,
-) -> Result<Option<String>, RecoveryError> {
+async fn distrust(applied: &Applied, extent: &LogExtent, log: &mut LogStore) -> Result<Option<String>, RecoveryError> {
     let marker: Option<LogId> = applied.position.map(Into::into);
     if marker < extent.purged {
         return Ok(Some(format!("it ends at {}, but the log begins behind {}", show(marker), show(extent.purged))));

@@ -25,6 +25,9 @@ const FILES_KEPT: usize = 2;
 /// What a complete file is called.
 const EXTENSION: &str = "snapshot";
 
+/// What a file from elsewhere is called until it is taken over; removed at the next start if it never was.
+const FOREIGN: &str = "foreign.part";
+
 /// What goes wrong with snapshot files.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotStoreError {
@@ -272,6 +275,18 @@ impl SnapshotStore {
         let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         self.add(handle.clone());
         Ok(handle)
+    }
+
+    /// Makes sure that a snapshot is one of this store's files; one that lies elsewhere is copied and verified.
+    pub(super) fn keep(&self, snapshot: &SnapshotHandle) -> Result<(), SnapshotStoreError> {
+        if self.files.lock().iter().any(|file| file.path() == snapshot.path()) {
+            return Ok(());
+        }
+        let incoming = self.dir.join(FOREIGN);
+        let io = |source| SnapshotStoreError::Dir { path: incoming.display().to_string(), source };
+        std::fs::copy(snapshot.path(), &incoming).map_err(io)?;
+        std::fs::File::open(&incoming).and_then(|file| file.sync_all()).map_err(io)?;
+        self.adopt(&incoming, snapshot.sha256()?).map(drop)
     }
 
     fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {

@@ -143,8 +143,12 @@ impl StateStore {
 
     async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
         let (home, config) = (self.home.clone(), self.config.clone());
-        let loaded = tokio::task::spawn_blocking(move || load_snapshot(&home, &snapshot, &config)).await?;
-        let Recovered { machine, generation } = loaded.map_err(io::Error::other)?;
+        let snapshots = self.snapshots.clone();
+        let loaded = tokio::task::spawn_blocking(move || {
+            snapshots.keep(&snapshot).map_err(io::Error::other)?;
+            load_snapshot(&home, &snapshot, &config).map_err(io::Error::other)
+        });
+        let Recovered { machine, generation } = loaded.await??;
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
         let checkpoint = CheckpointThread::spawn(machine.checkpointer(), self.metrics.clone(), self.fatal.clone())?;
         let replaced = std::mem::replace(&mut self.checkpoint, checkpoint);

@@ -154,7 +154,7 @@ async fn open_node(dir: &Path) -> (Option<u64>, Revision, Option<u64>) {
     let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(1), transport };
     let node = RaftNode::open(&config(dir), identity, &Metrics::new(), Fatal::default()).await.unwrap();
     let applied = *node.applied().borrow();
-    let last = node.status().last_log_index();
+    let last = node.log().last().map(|position| position.index.get());
     node.stop().await;
     (applied.position.map(|position| position.index.get()), applied.revision, last)
 }

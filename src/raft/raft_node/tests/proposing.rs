@@ -141,10 +141,8 @@ async fn a_forwarded_command_is_not_forwarded_again() {
         me: NodeId::new(ids[0]),
     };
     let before = cluster.gate(leader).calls(Channel::Forward);
-    let request = Request::Forward {
-        commands: Batch::encode(&[put("looped", "v")]).as_bytes().clone(),
-        timeout_ms: 10_000,
-    };
+    let request =
+        Request::Forward { commands: Batch::encode(&[put("looped", "v")]).as_bytes().clone(), timeout_ms: 10_000 };
     let to = NodeId::new(ids[1]);
     let answer = peers.call(to, &address(ids[1]), Channel::Forward, &request, PATIENCE).await.unwrap();
     assert!(

@@ -31,7 +31,8 @@ async fn a_round_that_began_before_the_read_does_not_serve_it() {
             async move { node.read_barrier(soon(10_000)).await }
         });
         let asked = cluster.gate(leader).calls(Channel::Heartbeat);
-        until("the early reader's round is on its way", || cluster.gate(leader).calls(Channel::Heartbeat) > asked).await;
+        until("the early reader's round is on its way", || cluster.gate(leader).calls(Channel::Heartbeat) > asked)
+            .await;
         let name = format!("k{round}");
         cluster.write(leader, &name).await;
         cluster.node(follower).read_barrier(soon(10_000)).await.unwrap();

@@ -11,9 +11,14 @@ async fn fill_and_purge(cluster: &Cluster, mib: u64) -> SnapshotHandle {
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
     for at in 0..mib {
-        // Not compressible, so that the file is as large.
-        let value: Vec<u8> = (0..1024 * 1024_u64)
-            .map(|i| ((i ^ (at << 40)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        // Not compressible, so that the file is as large (splitmix64).
+        let value: Vec<u8> = (0..1024 * 128_u64)
+            .flat_map(|i| {
+                let mixed = (i + (at << 20)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+                (mixed ^ (mixed >> 31)).to_le_bytes()
+            })
             .collect();
         node.propose(put(&format!("fill-{at}"), value), soon(20_000)).await.unwrap().unwrap();
     }
@@ -24,6 +29,8 @@ async fn fill_and_purge(cluster: &Cluster, mib: u64) -> SnapshotHandle {
 
 async fn purge(node: &RaftNode, file: &SnapshotHandle) {
     let index = file.meta().position.unwrap().index.get();
+    // The file is there a moment before Raft knows of it.
+    until("raft knows the snapshot", || node.status().snapshot() >= file.meta().position).await;
     node.0.raft.trigger().purge_log(index).await.unwrap();
     until("the log is purged", || node.status().purged().is_some_and(|purged| purged.index.get() >= index)).await;
 }
@@ -34,6 +41,11 @@ async fn one_behind(mib: u64) -> (Cluster, u64, SnapshotHandle) {
     let behind = cluster.follower().await;
     cluster.stop(behind).await;
     let file = fill_and_purge(&cluster, mib).await;
+    // The other one may come to lead.
+    let other = *cluster.members.keys().find(|id| cluster.node(**id).leader() != Leader::Me).unwrap();
+    cluster.node(other).read_barrier(soon(20_000)).await.unwrap();
+    let own = cluster.node(other).snapshot(soon(20_000)).await.unwrap();
+    purge(&cluster.node(other), &own).await;
     (cluster, behind, file)
 }
 
@@ -114,9 +126,6 @@ async fn the_next_leader_finishes_a_transfer() {
     let (mut cluster, behind, _file) = one_behind(8).await;
     let old = cluster.leader().await;
     let third = *cluster.members.keys().find(|id| **id != old).unwrap();
-    // The other one has only its own snapshot to offer, too.
-    let own = cluster.node(third).snapshot(soon(20_000)).await.unwrap();
-    purge(&cluster.node(third), &own).await;
     cluster.network.delay(&address(old), &address(behind), Duration::from_millis(20));
     cluster.open(behind).await;
     until("a transfer is under way", || cluster.gate(behind).calls(Channel::Snapshot) >= 3).await;
@@ -165,7 +174,7 @@ async fn the_end_of_a_transfer_may_be_told_more_than_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_follow_the_size_of_the_log_and_the_purge_follows_them() {
-    let cluster = Cluster::start_with(3, 512 * 1024).await;
+    let cluster = Cluster::start_with(3, 256 * 1024).await;
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
     for at in 0..40 {
@@ -175,8 +184,8 @@ async fn snapshots_follow_the_size_of_the_log_and_the_purge_follows_them() {
     for id in cluster.members.keys() {
         let node = cluster.node(*id);
         until("a snapshot by size", || node.status().snapshot().is_some()).await;
+        until("the log is purged by its size", || node.status().purged().is_some()).await;
         let newest = node.0.state.snapshots.newest().unwrap();
-        purge(&node, &newest).await;
         let (status, applied) = (node.status(), node.applied().borrow().position);
         assert!(snapshot::verify(newest.path()).is_ok());
         assert!(status.purged() <= newest.meta().position, "nothing is purged that no verified snapshot holds");

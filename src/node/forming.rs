@@ -151,7 +151,7 @@ impl FormingDesk {
         Ok(())
     }
 
-    /// Records that the log is about to be created.
+    /// Records that the log was created and may hold a vote from now on.
     pub(super) fn mark_log(&self) -> Result<Option<Identity>, DirectoryError> {
         let mut identity = self.identity.lock();
         if let Some(mine) = identity.as_mut()

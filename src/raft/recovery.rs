@@ -13,6 +13,7 @@
 //! Guarantees: a state that is served was derived from log and snapshots, and the log continues it without a gap or a
 //! conflict. Leaves out: replaying (openraft does that when it starts) and fetching a snapshot from another member.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::RaftLogReader;
@@ -53,7 +54,7 @@ pub enum RecoveryError {
 /// A state machine that is ready to replay the rest of the log.
 pub(super) struct Recovered {
     pub(super) machine: StateMachine,
-    pub(super) generation: u64,
+    pub(super) generation: Arc<Generation>,
 }
 
 /// Where the log begins and ends.
@@ -82,6 +83,7 @@ pub(super) async fn recover(
                 .map_err(|panic| RecoveryError::Log(panic.into()))??
         }
     };
+    snapshots.set_damaged_aside();
     if let Some(purged) = extent.purged {
         snapshots.forget_before(purged.into());
     }
@@ -127,7 +129,7 @@ async fn with_newer_snapshot(
         }
         let (home, config) = (home.clone(), config.clone());
         let loading = tokio::task::spawn_blocking(move || {
-            load_snapshot(&home, &snapshot, &config).inspect_err(|error| tell_damage(&snapshot, error))
+            load_snapshot(&home, &snapshot, &config).inspect_err(|error| pass_over(&snapshot, error))
         });
         match loading.await.map_err(|panic| RecoveryError::Log(panic.into()))? {
             Ok(newer) => return Ok(newer),
@@ -162,15 +164,19 @@ async fn continue_from(position: LogPosition, extent: &LogExtent, log: &mut LogS
     log.reset_to(position).await.map_err(|error| RecoveryError::Log(std::io::Error::other(error)))
 }
 
-fn tell_damage(snapshot: &SnapshotHandle, error: &LoadError<SnapshotError>) {
-    if !matches!(error, LoadError::Engine(_)) {
+/// Has a snapshot that could not be loaded passed over from now on, if the file itself is bad, rather than unreadable at
+/// the moment or from a newer program.
+fn pass_over(snapshot: &SnapshotHandle, error: &LoadError<SnapshotError>) {
+    tracing::error!(file = %snapshot.path().display(), %error, "can't load a snapshot");
+    use SnapshotError::{Cut, Damaged, NotASnapshot};
+    if matches!(error, LoadError::Records(Damaged { .. } | Cut { .. } | NotASnapshot { .. })) {
         snapshot.mark_damaged(error);
     }
 }
 
 fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, storage::Error> {
-    let Generation { number, engine } = home.open_newest()?;
-    Ok(Recovered { machine: StateMachine::open(engine, config)?, generation: number })
+    let generation = home.open_newest()?;
+    Ok(Recovered { machine: StateMachine::open(generation.clone(), config)?, generation })
 }
 
 /// Why the state at this marker can't be continued with this log; `None` if it can.
@@ -216,14 +222,14 @@ fn rebuild(
         match load_snapshot(home, &snapshot, config) {
             Ok(recovered) => return Ok(recovered),
             Err(LoadError::Engine(error)) => return Err(error.into()),
-            Err(error) => tell_damage(&snapshot, &error),
+            Err(error) => pass_over(&snapshot, &error),
         }
     }
     if let Some(purged) = extent.purged {
         return Err(RecoveryError::Unrecoverable { purged: purged.index });
     }
-    let Generation { number, engine } = home.open_fresh()?;
-    Ok(Recovered { machine: StateMachine::open(engine, config.clone())?, generation: number })
+    let generation = home.open_fresh()?;
+    Ok(Recovered { machine: StateMachine::open(generation.clone(), config.clone())?, generation })
 }
 
 /// Loads a snapshot into the next generation.
@@ -241,10 +247,10 @@ pub(super) fn load_snapshot(
         membership: meta.membership.clone(),
         hash: meta.hash,
     };
-    let Generation { number, engine } = home.open_fresh().map_err(LoadError::Engine)?;
-    state::load(&*engine, &applied, reader)?;
-    let machine = StateMachine::open(engine, config.clone()).map_err(LoadError::Engine)?;
-    Ok(Recovered { machine, generation: number })
+    let generation = home.open_fresh().map_err(LoadError::Engine)?;
+    state::load(&*generation, &applied, reader)?;
+    let machine = StateMachine::open(generation.clone(), config.clone()).map_err(LoadError::Engine)?;
+    Ok(Recovered { machine, generation })
 }
 
 #[cfg(test)]

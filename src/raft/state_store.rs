@@ -15,7 +15,7 @@ use openraft::{EntryPayload, RaftSnapshotBuilder};
 use tokio::sync::watch;
 
 use super::checkpoint::CheckpointThread;
-use super::engine_home::EngineHome;
+use super::engine_home::{EngineHome, Generation};
 use super::fatal::Fatal;
 use super::membership::{decode_membership, encode_membership};
 use super::metrics::StateMetrics;
@@ -63,6 +63,7 @@ impl StateAccess {
 pub(super) struct StateStore {
     machine: StateMachine,
     membership: StoredMembership,
+    generation: Arc<Generation>,
     checkpoint: CheckpointThread,
     home: EngineHome,
     config: StateConfig,
@@ -83,13 +84,28 @@ impl StateStore {
         fatal: Fatal,
     ) -> io::Result<(Self, StateAccess)> {
         let Recovered { machine, generation } = recovered;
-        home.retire_others(generation);
+        home.remove_others(&generation);
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
         let checkpoint = CheckpointThread::spawn(machine.checkpointer(), metrics.clone(), fatal.clone())?;
         let reader = Arc::new(ArcSwap::from_pointee(machine.reader()));
         let (applied, applied_rx) = watch::channel(machine.applied().into());
         let access = StateAccess { reader: reader.clone(), applied: applied_rx, snapshots: snapshots.clone() };
-        Ok((Self { machine, membership, checkpoint, home, config, reader, applied, snapshots, metrics, fatal }, access))
+        Ok((
+            Self {
+                machine,
+                membership,
+                generation,
+                checkpoint,
+                home,
+                config,
+                reader,
+                applied,
+                snapshots,
+                metrics,
+                fatal,
+            },
+            access,
+        ))
     }
 
     fn apply_entry(&mut self, entry: Entry) -> io::Result<ApplyReply> {
@@ -156,9 +172,10 @@ impl StateStore {
         self.membership = membership;
         self.reader.store(Arc::new(self.machine.reader()));
         self.applied.send_replace(self.machine.applied().into());
-        // The old engine closes once the last reader lets go of it; its directory may go when nobody writes to it.
+        // The old engine closes, and its directory goes, once the last reader lets go of it.
         replaced.end().await;
-        self.home.retire_others(generation);
+        self.generation.retire();
+        self.generation = generation;
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! Forming over a switchboard. Property: whatever the order of starts and wherever a member crashes, all first members end
 //! up in one cluster under fixed ids, and a member that lost its directory never begins a second one.
 
+mod format;
+
 use futures::future::join_all;
 
 use super::*;
@@ -240,15 +242,7 @@ async fn a_log_is_there_before_it_is_recorded() {
     let directory = Directory::open(seat.dir.path()).unwrap();
     let identity = Identity { cluster: ClusterId::new(7), id: NodeId::new(1), name: "a".into(), has_log: false };
     directory.write_identity(&identity).unwrap();
-    let raft = crate::raft::RaftConfig {
-        data_dir: seat.dir.path().to_owned(),
-        timers: crate::raft::Timers::default(),
-        log: crate::raft::LogConfig::default(),
-        state: crate::state::StateConfig::default(),
-        engine_cache_bytes: 1024 * 1024,
-        snapshot_log_bytes: u64::MAX,
-    };
-    crate::raft::RaftNode::create_log(&raft).await.unwrap();
+    drop(crate::raft::LogStore::open(&seat.dir.path().join("log"), crate::raft::LogConfig::default()).unwrap());
     // A crash here ...
     assert_eq!(directory.identity("a").unwrap(), Some(identity.clone()));
     // ... or here, before Raft has written anything: the start goes on from both.

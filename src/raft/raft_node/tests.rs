@@ -127,7 +127,9 @@ impl Cluster {
     async fn open(&mut self, id: u64) {
         let transport = Arc::new(self.network.endpoint(&address(id)));
         let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(id), transport };
-        let node = RaftNode::open(&self.config(id), identity, &Metrics::new(), Fatal::default()).await.unwrap();
+        let config = self.config(id);
+        drop(LogStore::open(&config.data_dir.join("log"), config.log.clone()).unwrap());
+        let node = RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await.unwrap();
         let gate = Gate { inner: node.handler(), held: watch::Sender::new(None), calls: Default::default() };
         let gate = Arc::new(gate);
         self.network.serve(&address(id), gate.clone());

@@ -54,7 +54,7 @@ impl Pair {
         let snapshots = Arc::new(SnapshotStore::open(&dir.join("snapshots"), CLUSTER).unwrap());
         let home = EngineHome::new(&dir.join("state"), config.engine_cache_bytes);
         let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
-        let generation = recovered.generation;
+        let generation = recovered.generation.number();
         let metrics = Metrics::new().register(StateMetrics::register);
         let (state, access) =
             StateStore::new(recovered, home, config.state, snapshots, metrics, Fatal::default()).unwrap();
@@ -396,4 +396,30 @@ async fn a_sound_state_gets_a_new_snapshot_where_the_only_one_is_unreadable() {
     fs::write(&only, "no snapshot").unwrap();
     assert_eq!(open_node(dir.path()).await, (Some(29), Revision::new(30), Some(49)));
     assert!(crate::state::snapshot::verify(&only).is_ok(), "written anew at the start");
+}
+
+#[tokio::test]
+async fn a_damaged_newest_snapshot_is_not_left_for_openraft_to_install() {
+    for engine_is_lost in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pair = Pair::open(dir.path()).await.unwrap();
+        pair.write(entries(1, 0..3), 2).await;
+        pair.snapshot().await;
+        pair.write(entries(1, 3..5), 4).await;
+        let newest = pair.snapshot().await;
+        pair.close().await;
+        damage(&newest);
+        fs::remove_dir_all(dir.path().join("state")).unwrap();
+        if engine_is_lost {
+            fs::create_dir_all(dir.path().join("state")).unwrap();
+            fs::write(dir.path().join("state/1"), "not a directory").unwrap();
+        }
+        let aside = newest.with_extension("snapshot.damaged");
+        for _ in 0..2 {
+            let pair = Pair::open(dir.path()).await.unwrap();
+            assert_eq!(pair.applied(), Some(2), "from the older one");
+            pair.close().await;
+            assert!(!newest.exists() && aside.exists(), "kept to be looked at");
+        }
+    }
 }

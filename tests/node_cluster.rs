@@ -148,7 +148,10 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let leaders = nodes.iter().filter(|node| node.node.status().role == Role::Leader).count();
     assert_eq!(leaders, 1);
-    let clusters: Vec<_> = nodes.iter().map(|node| node.node.cluster()).collect();
+    let mut clusters = Vec::new();
+    for node in &nodes {
+        clusters.push(node.node.cluster().await.unwrap());
+    }
     assert!(clusters.iter().all(|cluster| cluster.cluster_id == clusters[0].cluster_id && cluster.members.len() == 3));
     let hashes: Vec<_> = nodes.iter().map(|node| node.node.status().state_hash).collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
@@ -163,8 +166,26 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let nodes = start_all(configs, sockets).await;
     assert_eq!(get(&nodes[1].node, "k2", Consistency::Linearizable).await.as_deref(), Some("v2"));
-    assert_eq!(nodes[0].node.cluster().cluster_id, clusters[0].cluster_id);
+    assert_eq!(nodes[0].node.cluster().await.unwrap().cluster_id, clusters[0].cluster_id);
     for node in nodes {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_lost_its_contents_does_not_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sockets, first) = listeners(&["n1"]).await;
+    let configs = || vec![config(dir.path(), "n1", &first)];
+    let mut nodes = start_all(configs(), sockets).await;
+    put(&nodes[0].node, "k", "v").await.unwrap();
+    nodes.pop().unwrap().stop().await;
+    for entry in std::fs::read_dir(dir.path().join("n1/log")).unwrap() {
+        let path = entry.unwrap().path();
+        let len = path.metadata().unwrap().len();
+        std::fs::write(&path, vec![0; usize::try_from(len).unwrap()]).unwrap();
+    }
+    let socket = rebind(&configs()[0].member.peer_addr).await;
+    let error = start(configs().remove(0), socket).await.err().expect("its votes are lost");
+    assert!(error.to_string().contains("nothing is left"), "{error}");
 }

@@ -45,6 +45,18 @@ impl Timers {
     }
 }
 
+/// Silent for this many longest election timeouts, a leader counts as gone.
+const SILENCE_ELECTIONS: u32 = 2;
+
+impl Timers {
+    /// How long a leader may be silent before it is not called leader any more: in a connected majority another one was
+    /// elected by then.
+    #[must_use]
+    pub fn leader_silence(&self) -> Duration {
+        self.election_max * SILENCE_ELECTIONS
+    }
+}
+
 impl Default for Timers {
     fn default() -> Self {
         Self::for_rtt(LAN_RTT)

@@ -21,9 +21,9 @@ use super::network::{Peers, unexpected};
 use super::state_store::StateStore;
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
-use crate::state::{Batch, Command, Operation, Outcome, TxnOp};
+use crate::state::{Batch, Command, Compare, CompareTarget, Operation, Outcome, Principal, TxnOp};
 use crate::transport::Channel;
-use crate::types::NodeId;
+use crate::types::{NodeId, Selector};
 
 /// The most groups of commands that wait; one more is refused at once.
 const WAITING_MAX: usize = 16_384;
@@ -33,6 +33,14 @@ const ENTRY_COMMANDS_MAX: usize = 1_024;
 
 /// An entry is not filled beyond this many bytes; a single larger command still gets its own.
 const ENTRY_BYTES_TARGET: usize = 1024 * 1024;
+
+/// How long an old leader's answer to a forwarded round is still waited for once another one leads. A leader that stepped
+/// down answers at once; one that hangs, or is cut off, would hold up every other write of this node until its deadline.
+const OLD_LEADER_GRACE: Duration = Duration::from_secs(1);
+
+/// The most that a command, an operation or a comparison takes beside its keys, values and names, in bytes: tags and
+/// numbers, each of at most ten bytes.
+const PART_OVERHEAD_BYTES: usize = 64;
 
 /// How long to wait before trying again where a leader was expected but refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -263,6 +271,20 @@ impl ProposerLoop {
         }
     }
 
+    /// Returns some time after another node than this one leads.
+    async fn replaced(&self, leader: NodeId) {
+        loop {
+            let mut changes = self.leadership.subscribe();
+            match self.leadership.leader() {
+                Leader::Other(id, _) if id == leader => {}
+                // Perhaps the same one again.
+                Leader::None => {}
+                Leader::Other(..) | Leader::Me => return tokio::time::sleep(OLD_LEADER_GRACE).await,
+            }
+            changes.changed().await;
+        }
+    }
+
     /// Sends the groups to the leader; returns those that surely were not proposed there.
     async fn forward(&self, leader: NodeId, address: &str, groups: Vec<Group>) -> Vec<Group> {
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
@@ -275,7 +297,15 @@ impl ProposerLoop {
         };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let result = self.peers.call(leader, address, Channel::Forward, &request, timeout).await;
+        let call = self.peers.call(leader, address, Channel::Forward, &request, timeout);
+        let result = tokio::select! {
+            result = call => result,
+            () = self.replaced(leader) => {
+                let reason = "another leader was elected before the one that had the write answered";
+                refuse(groups, |_| true, &ProposeError::Unknown(reason.into()));
+                return Vec::new();
+            }
+        };
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
         match result {
             Ok(Response::Forward(Ok(outcomes))) if outcomes.len() == commands.len() => {
@@ -327,13 +357,65 @@ fn refuse(groups: Vec<Group>, matches: impl Fn(&Group) -> bool, error: &ProposeE
     kept
 }
 
-/// Bytes of keys and values in a command.
+/// What a command counts for in an entry: no less than its encoded form takes. Everything a client chooses the length of
+/// is counted, or a few commands would make an entry too large for a message or for the log.
 fn payload_bytes(command: &Command) -> usize {
     let Operation::Txn(txn) = &command.operation;
-    let ops = txn.success.iter().chain(&txn.failure);
+    let selector_bytes = |selector: &Selector| match selector {
+        Selector::Key(key) => key.as_bytes().len(),
+        Selector::Range(range) => range.start().len() + range.end().map_or(0, |end| end.len()),
+    };
     let op_bytes = |op: &TxnOp| match op {
         TxnOp::Put { key, value, .. } => key.as_bytes().len() + value.len(),
-        TxnOp::Get { .. } | TxnOp::Delete { .. } => 64,
+        TxnOp::Get { selector, .. } | TxnOp::Delete { selector } => selector_bytes(selector),
     };
-    ops.map(op_bytes).sum::<usize>() + 64 * txn.compares.len()
+    let compare_bytes = |compare: &Compare| match &compare.target {
+        CompareTarget::Value(value) => compare.key.as_bytes().len() + value.len(),
+        CompareTarget::Version(_)
+        | CompareTarget::CreateRevision(_)
+        | CompareTarget::ModRevision(_)
+        | CompareTarget::Lease(_) => compare.key.as_bytes().len(),
+    };
+    let principal = if let Principal::User(name) = &command.principal { name.len() } else { 0 };
+    let request = command.request.as_ref().map_or(0, |request| request.key.len());
+    let parts = txn.compares.len() + txn.success.len() + txn.failure.len();
+    txn.success.iter().chain(&txn.failure).map(op_bytes).sum::<usize>()
+        + txn.compares.iter().map(compare_bytes).sum::<usize>()
+        + principal
+        + request
+        + PART_OVERHEAD_BYTES * (1 + parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::state::{CompareOperator, Txn};
+    use crate::types::{Key, KeyRange, LeaseId, Revision, WallTime};
+
+    fn command(txn: Txn) -> Command {
+        let (principal, request) = (Principal::User("u".repeat(100)), None);
+        Command { proposed_at: WallTime::ZERO, principal, request, operation: Operation::Txn(txn) }
+    }
+
+    #[test]
+    fn a_command_counts_for_no_less_than_it_takes_in_an_entry() {
+        let key = || Key::new(vec![b'k'; 4_000]).unwrap();
+        let big = Bytes::from(vec![1; 3_000_000]);
+        let range = || Selector::Range(KeyRange::new(vec![1; 4_000], Some(Bytes::from(vec![2; 4_000]))).unwrap());
+        let compare = |target| Compare { key: key(), target, operator: CompareOperator::Equal };
+        let txns = [
+            Txn::default(),
+            Txn { compares: vec![compare(CompareTarget::Value(big.clone()))], ..Txn::default() },
+            Txn { compares: vec![compare(CompareTarget::ModRevision(Revision::new(u64::MAX))); 9], ..Txn::default() },
+            Txn { success: vec![TxnOp::Put { key: key(), value: big, lease: LeaseId::ZERO }], ..Txn::default() },
+            Txn { failure: vec![TxnOp::Get { selector: range(), limit: 10_000 }; 9], ..Txn::default() },
+            Txn { success: vec![TxnOp::Delete { selector: range() }; 9], ..Txn::default() },
+        ];
+        for command in txns.map(command) {
+            let (counted, taken) = (payload_bytes(&command), Batch::encode(std::slice::from_ref(&command)).len());
+            assert!(counted >= taken && counted < taken + 2_000, "{counted} for {taken}");
+        }
+    }
 }

@@ -94,7 +94,8 @@ struct Inner {
 }
 
 impl RaftNode {
-    /// Opens log, snapshots and state, replays what is committed, and starts.
+    /// Opens log, snapshots and state, replays what is committed, and starts. The log must have been created before
+    /// ([`LogStore::open`]): one that is not there held votes that are lost.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -106,12 +107,12 @@ impl RaftNode {
     ) -> Result<Self, OpenError> {
         let RaftIdentity { cluster, me, transport } = identity;
         let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
-        let opening = tokio::task::spawn_blocking(move || LogStore::open(&log_dir, log_config));
+        let opening = tokio::task::spawn_blocking(move || {
+            let log = LogStore::open(&log_dir, log_config)?;
+            log.must_have_existed().map(|()| log)
+        });
         let mut log = opening.await.map_err(io::Error::other)??;
         metrics.register(|registry| log.register_metrics(registry));
-        if log.created() {
-            log.sync().await?;
-        }
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
         let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
@@ -144,6 +145,7 @@ impl RaftNode {
             read_index: source,
             state: state.clone(),
             receiver,
+            leadership: leadership.clone(),
         });
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
@@ -158,6 +160,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
+        tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -249,6 +252,12 @@ impl RaftNode {
     #[must_use]
     pub fn leader(&self) -> Leader {
         self.0.leadership.leader()
+    }
+
+    /// As [`Self::leader`], but another member that was silent for longer than `silence` counts as none.
+    #[must_use]
+    pub fn leader_heard(&self, silence: Duration) -> Leader {
+        self.0.leadership.leader_heard(silence)
     }
 
     /// Raft's state at this moment.

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::raft::{SnapshotResponse, TransferLeaderRequest};
+use openraft::raft::{AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest};
 use tokio::sync::Mutex;
 
+use super::leadership::Leadership;
 use super::messages::{ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
@@ -34,6 +35,7 @@ pub(super) struct PeerServer {
     pub(super) read_index: ReadIndexSource,
     pub(super) state: StateAccess,
     pub(super) receiver: Mutex<Receiver>,
+    pub(super) leadership: Leadership,
 }
 
 impl PeerHandler for PeerServer {
@@ -53,7 +55,14 @@ impl PeerHandler for PeerServer {
 impl PeerServer {
     async fn answer(&self, request: Request) -> io::Result<Response> {
         Ok(match request {
-            Request::Append(rpc) => Response::Append(self.raft.append_entries(rpc).await.map_err(io::Error::other)?),
+            Request::Append(rpc) => {
+                let response = self.raft.append_entries(rpc).await.map_err(io::Error::other)?;
+                // One of an older term is refused with the vote that deposed it.
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.leadership.heard();
+                }
+                Response::Append(response)
+            }
             Request::Vote(rpc) => Response::Vote(self.raft.vote(rpc).await.map_err(io::Error::other)?),
             Request::PreVote(rpc) => Response::Vote(self.raft.pre_vote(rpc).await.map_err(io::Error::other)?),
             Request::TransferLeader { from, to, last_log_id } => {
@@ -63,6 +72,7 @@ impl PeerServer {
             }
             Request::SnapshotBegin(offer) => self.begin_snapshot(offer).await?,
             Request::SnapshotPart(part) => {
+                self.leadership.heard();
                 let received = self.receiver.lock().await.part(part).await.map_err(io::Error::other)?;
                 Response::SnapshotProgress { received }
             }

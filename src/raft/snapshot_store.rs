@@ -21,6 +21,9 @@ use crate::types::ClusterId;
 /// How many files are kept: the newest, and one more in case it turns out damaged.
 const FILES_KEPT: usize = 2;
 
+/// What is put behind the name of a file that was found damaged; it is left for a person to look at.
+const DAMAGED: &str = ".damaged";
+
 /// What a complete file is called.
 const EXTENSION: &str = "snapshot";
 
@@ -164,7 +167,7 @@ impl SnapshotStore {
                     Err(error @ SnapshotStoreError::OtherCluster { .. }) => return Err(error),
                     Err(error) => tracing::error!(file = name, %error, "passing over a snapshot that can't be read"),
                 }
-            } else if !is_incoming(&name) {
+            } else if !is_incoming(&name) && !name.ends_with(DAMAGED) {
                 tracing::warn!(file = name, "removing what an interrupted snapshot left behind");
                 std::fs::remove_file(&path).map_err(io)?;
             }
@@ -235,12 +238,23 @@ impl SnapshotStore {
             return Err(SnapshotError::Damaged { at_byte: 0, what: "the file is not the announced one".into() }.into());
         }
         let path = self.path_of(&summary.meta);
+        // Before the rename: a file of another cluster under a final name would keep this node from starting.
+        let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         let io = |source| SnapshotStoreError::Dir { path: path.display().to_string(), source };
         std::fs::rename(incoming, &path).map_err(io)?;
         std::fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
-        let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         self.add(handle.clone());
         Ok(handle)
+    }
+
+    /// Takes a file that was found damaged out of use, so that openraft does not install it.
+    pub(super) fn set_aside(&self, damaged: &SnapshotHandle) {
+        self.files.lock().retain(|file| file.path() != damaged.path());
+        let mut aside = damaged.path().as_os_str().to_owned();
+        aside.push(DAMAGED);
+        if let Err(error) = std::fs::rename(damaged.path(), &aside) {
+            tracing::warn!(file = %damaged.path().display(), %error, "can't rename a damaged snapshot");
+        }
     }
 
     fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {

@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_util::codec::{Decoder, LengthDelimitedCodec};
 
 use super::FRAME_BYTES_MAX;
@@ -31,6 +32,10 @@ const KEPT_BUFFER_BYTES_MAX: usize = 64 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 4;
+
+/// How much of what still comes is dropped when a connection is parted, in reads of 1 KiB, and for how long.
+const PARTING_READS_MAX: usize = 64;
+const PARTING_TIME: Duration = Duration::from_millis(200);
 
 /// Why a frame was not sent.
 #[derive(Debug)]
@@ -72,6 +77,22 @@ impl Frames {
     /// Sends bytes outside of any frame: a hello.
     pub(super) async fn write_bare(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await
+    }
+
+    /// Ends this side, and drops what still comes for a moment: closing with bytes unread would be a reset, in which what
+    /// was sent last is lost.
+    pub(super) async fn part(&mut self) {
+        let drop_rest = async {
+            self.stream.shutdown().await?;
+            let mut rest = [0; 1024];
+            for _ in 0..PARTING_READS_MAX {
+                if self.stream.read(&mut rest).await? == 0 {
+                    break;
+                }
+            }
+            io::Result::Ok(())
+        };
+        let _ = timeout(PARTING_TIME, drop_rest).await;
     }
 
     /// Reads exactly `N` bytes outside of any frame; only before the first frame.

@@ -69,6 +69,11 @@ impl Refusal {
     }
 }
 
+/// Whether a connection begins like an HTTP request.
+pub(super) fn is_http(heard: [u8; HELLO_BYTES]) -> bool {
+    [&b"GET /"[..], b"PUT /", b"HEAD /", b"POST /", b"DELETE /"].iter().any(|start| heard.starts_with(start))
+}
+
 /// The caller's first words.
 pub(super) fn greet(ours: Versions, channel: Channel) -> [u8; HELLO_BYTES] {
     let [a, b, c, d] = MAGIC;

@@ -232,6 +232,15 @@ impl LogStore {
         self.inner.created
     }
 
+    /// Refuses a log that was not there, or of which nothing was left.
+    pub(super) fn must_have_existed(&self) -> Result<(), LogError> {
+        if !self.inner.created {
+            return Ok(());
+        }
+        let reason = "nothing is left of what it held".into();
+        Err(LogError::Damaged { file: self.inner.dir.clone(), offset: 0, reason })
+    }
+
     /// Tells when the log can no longer be written, and why. The process must then end.
     #[must_use]
     pub fn fatal(&self) -> Fatal {

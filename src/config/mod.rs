@@ -29,8 +29,8 @@ pub const PEER_PORT_DEFAULT: u16 = 7481;
 /// The round-trip time between members that is reckoned with where none is named: a LAN with room for a busy disk.
 pub const RTT_DEFAULT: Duration = Duration::from_millis(10);
 
-/// The greatest round-trip time that can be set; beyond it an election would take minutes.
-pub const RTT_MAX: Duration = Duration::from_secs(5);
+/// The greatest round-trip time that can be set: the greatest for which there are timers.
+pub const RTT_MAX: Duration = crate::raft::RTT_MAX;
 
 /// The most nodes `dev` runs in one process.
 pub const DEV_NODES_MAX: u16 = 9;

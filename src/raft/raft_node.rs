@@ -106,12 +106,7 @@ impl RaftNode {
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
         let RaftIdentity { cluster, me, transport } = identity;
-        let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
-        let opening = tokio::task::spawn_blocking(move || {
-            let log = LogStore::open(&log_dir, log_config)?;
-            log.must_have_existed().map(|()| log)
-        });
-        let mut log = opening.await.map_err(io::Error::other)??;
+        let mut log = open_log(config).await?;
         metrics.register(|registry| log.register_metrics(registry));
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
@@ -321,6 +316,16 @@ impl RaftNode {
     pub fn id(&self) -> NodeId {
         self.0.me
     }
+}
+
+/// Opens the log, which must have been created before.
+async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
+    let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        let log = LogStore::open(&log_dir, log_config)?;
+        log.must_have_existed().map(|()| log)
+    });
+    Ok(opening.await.map_err(io::Error::other)??)
 }
 
 /// How often a wanted snapshot is looked for where no news comes.

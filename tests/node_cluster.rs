@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -74,7 +75,7 @@ async fn listeners(names: &[&str]) -> (Vec<TcpListener>, BTreeMap<String, String
 async fn start(config: NodeConfig, listener: TcpListener) -> Result<TestNode, StartError> {
     let figures = Metrics::new();
     let metrics = figures.register(TransportMetrics::register);
-    let node = Node::open(&config, TcpTransport::new(metrics.clone()))?;
+    let node = Node::open(&config, Arc::new(TcpTransport::new(metrics.clone())))?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     listener::serve(listener, node.peer_handler(), ListenerLimits::default(), metrics, stop.clone(), &tasks);
     let started = node.start(&config, &figures).await;

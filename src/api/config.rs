@@ -46,8 +46,8 @@ pub struct ApiConfig {
     pub default_timeout: Duration,
     /// How long requests may run on once the node stops.
     pub drain_timeout: Duration,
-    /// Refuse requests whose `Host` is neither an address nor `localhost`: a name that somebody else's name server points
-    /// here would let web pages read (DNS rebinding).
+    /// Refuse requests whose `Host` is a name with a dot: one that a stranger's name server points here would let web pages
+    /// read (DNS rebinding).
     pub local_hosts_only: bool,
 }
 

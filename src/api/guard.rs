@@ -46,14 +46,14 @@ fn check_host(head: &Parts, config: &ApiConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a host is an address or `localhost`: what no name server answers for.
+/// Whether a host is an address or a name without a dot, like `localhost`: no stranger's name server answers for those.
 fn is_local(host: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(host) else { return false };
     if let Some(bracketed) = text.strip_prefix('[') {
         return bracketed.split(']').next().is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
     }
     let name = text.rsplit_once(':').map_or(text, |(name, _)| name);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::Ipv4Addr>().is_ok()
+    (!name.is_empty() && !name.contains('.')) || name.parse::<std::net::Ipv4Addr>().is_ok()
 }
 
 /// Bodies are taken byte by byte, so a coding of them would be stored, and given out without its name.
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_development_cluster_answers_to_no_name_that_a_stranger_could_point_at_it() {
         let config = ApiConfig { local_hosts_only: true, ..ApiConfig::default() };
-        for host in ["127.0.0.1:7480", "127.0.0.1", "localhost:7480", "LOCALHOST", "[::1]:7480"] {
+        for host in ["127.0.0.1:7480", "127.0.0.1", "localhost:7480", "LOCALHOST", "[::1]:7480", "devbox:7480"] {
             assert_eq!(checked("GET", &[("host", host)], &config), Ok(()), "{host}");
         }
         for host in ["evil.example:7480", "localhost.evil.example", "127.0.0.1.evil.example", "[evil]", "", "ü"] {

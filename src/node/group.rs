@@ -24,7 +24,6 @@ use super::Node;
 use super::status::{ClusterStatus, MemberStatus, Source};
 use crate::clock::{self, Instant};
 use crate::raft::{RaftNode, RaftRole};
-use crate::transport::tcp::TcpTransport;
 use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, LogIndex, NodeId, Term};
 
@@ -73,12 +72,12 @@ pub(super) type LastView = tokio::sync::Mutex<Option<(Instant, ClusterStatus)>>;
 pub(super) struct GroupDesk {
     cluster: ClusterId,
     raft: RaftNode,
-    transport: Arc<TcpTransport>,
+    transport: Arc<dyn Transport>,
     silence: Duration,
 }
 
 impl GroupDesk {
-    pub(super) fn new(cluster: ClusterId, raft: RaftNode, transport: Arc<TcpTransport>, silence: Duration) -> Self {
+    pub(super) fn new(cluster: ClusterId, raft: RaftNode, transport: Arc<dyn Transport>, silence: Duration) -> Self {
         Self { cluster, raft, transport, silence }
     }
 
@@ -86,12 +85,12 @@ impl GroupDesk {
     pub(super) fn handle(&self, message: &[u8]) -> Option<Bytes> {
         let asked: Question = decode(message)?;
         let meant = asked == Question { cluster: self.cluster, to: self.raft.id() };
-        meant.then(|| encode(&account(&self.raft, &self.transport, self.silence)))
+        meant.then(|| encode(&account(&self.raft, &*self.transport, self.silence)))
     }
 }
 
 /// What this member knows.
-fn account(raft: &RaftNode, transport: &TcpTransport, silence: Duration) -> Account {
+fn account(raft: &RaftNode, transport: &dyn Transport, silence: Duration) -> Account {
     let status = raft.status();
     let leads = status.role() == RaftRole::Leader;
     let other = |(id, member, _): (NodeId, crate::types::Member, bool)| {
@@ -121,7 +120,7 @@ impl Node {
             return Ok(view.clone());
         }
         let silence = self.0.timers.leader_silence();
-        let mut accounts = BTreeMap::from([(raft.id(), account(raft, &self.0.transport, silence))]);
+        let mut accounts = BTreeMap::from([(raft.id(), account(raft, &*self.0.transport, silence))]);
         let status = raft.status();
         if !accounts[&raft.id()].leads {
             let members = status.members().into_iter().filter(|(id, ..)| *id != raft.id());

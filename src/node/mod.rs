@@ -27,8 +27,7 @@ use self::forming::FormingDesk;
 use self::peer_desk::PeerDesk;
 use crate::clock::{self, Instant};
 use crate::raft::{Fatal, Leader, RaftNode, SnapshotHandle, Timers};
-use crate::transport::PeerHandler;
-use crate::transport::tcp::TcpTransport;
+use crate::transport::{PeerHandler, Transport};
 use crate::types::{Member, NodeId, Revision};
 
 /// One running member of the group: a cheap handle.
@@ -40,7 +39,7 @@ struct Inner {
     timers: Timers,
     desk: Arc<FormingDesk>,
     peer_desk: Arc<PeerDesk>,
-    transport: Arc<TcpTransport>,
+    transport: Arc<dyn Transport>,
     fatal: Fatal,
     raft: OnceLock<RaftNode>,
     background: TaskTracker,

@@ -18,7 +18,6 @@ use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
 use crate::transport::Transport;
-use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId};
 
 /// What a node is started with.
@@ -57,7 +56,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError::Directory`] or [`StartError::NoIdentity`].
-    pub fn open(config: &NodeConfig, transport: TcpTransport) -> Result<Self, StartError> {
+    pub fn open(config: &NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         let directory = Arc::new(Directory::open(&config.data_dir)?);
         let identity = directory.identity(&config.member.name)?;
         if identity.is_none() && config.first_members.is_none() {
@@ -70,7 +69,7 @@ impl Node {
             timers: config.raft.timers,
             peer_desk: Arc::new(PeerDesk::new(desk.clone())),
             desk,
-            transport: Arc::new(transport),
+            transport,
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             background: TaskTracker::new(),
@@ -85,7 +84,7 @@ impl Node {
     /// # Errors
     /// [`StartError`].
     pub async fn start(&self, config: &NodeConfig, metrics: &Metrics) -> Result<(), StartError> {
-        let transport: Arc<dyn Transport> = self.0.transport.clone();
+        let transport = self.0.transport.clone();
         let mut first = None;
         if self.0.desk.identity().is_none() {
             let members = config.first_members.as_ref();
@@ -95,16 +94,16 @@ impl Node {
         let identity = self.settle_log(config).await?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
+        // Known from here on, so that stopping ends it however far the start comes. Set once: a node is started once.
+        let raft = self.0.raft.get_or_init(|| raft);
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
         let silence = config.raft.timers.leader_silence();
         let group = GroupDesk::new(identity.cluster, raft.clone(), self.0.transport.clone(), silence);
         self.0.peer_desk.open(raft.handler(), group);
         if !initialized {
-            self.initialize(&transport, config.first_members.as_ref(), first, &identity, &raft).await?;
+            self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
         }
-        // Set once: a node is started once.
-        let _ = self.0.raft.set(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }
@@ -161,7 +160,7 @@ mod tests {
     use super::*;
     use crate::raft::{LogConfig, Timers};
     use crate::state::StateConfig;
-    use crate::transport::metrics::TransportMetrics;
+    use crate::transport::memory::Network;
     use crate::types::ClusterId;
 
     #[tokio::test]
@@ -181,7 +180,7 @@ mod tests {
                 snapshot_log_bytes: 1 << 20,
             },
         };
-        let transport = || TcpTransport::new(Metrics::new().register(TransportMetrics::register));
+        let transport = || Arc::new(Network::new().endpoint("n1"));
         let node = Node::open(&config, transport()).unwrap();
         let identity = Identity { cluster: ClusterId::new(7), id: NodeId::new(1), name: "n1".into(), has_log: false };
         node.0.desk.adopt(identity).unwrap();

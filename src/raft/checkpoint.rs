@@ -1,10 +1,11 @@
 //! The thread that moves applied records from memory to the state engine.
 //!
-//! Guarantees: one thread per state machine, ended when its owner lets go of it; a failed flush ends the process; whoever
-//! waits for room is woken after each checkpoint. Leaves out: what a checkpoint does (`state::Checkpointer`).
+//! Guarantees: one thread per state machine, ended when its owner lets go of it ([`CheckpointThread::end`] waits until it
+//! has); a failed flush ends the process; whoever waits for room is woken after each checkpoint. Leaves out: what a checkpoint does (`state::Checkpointer`).
 
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
@@ -16,6 +17,7 @@ use crate::state::Checkpointer;
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
     handle: Checkpointer,
+    thread: Option<JoinHandle<()>>,
     done: Arc<Notify>,
     fatal: Fatal,
 }
@@ -43,8 +45,18 @@ impl CheckpointThread {
                 }
             }
         };
-        std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { handle, done, fatal })
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
+        Ok(Self { handle, thread: Some(thread), done, fatal })
+    }
+
+    /// Ends the thread and waits until it has: its engine's directory may be removed then, which a checkpoint that is
+    /// still at work would take for a failing disk.
+    pub(super) async fn end(mut self) {
+        self.handle.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was told on the thread itself.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
     }
 
     /// Asks for a checkpoint soon.

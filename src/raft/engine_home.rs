@@ -93,6 +93,11 @@ impl Generation {
         self.retired.store(true, Ordering::Release);
     }
 
+    #[cfg(test)]
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     fn engine(&self) -> &SledEngine {
         self.engine.as_ref().expect("taken only when dropped")
     }

@@ -28,19 +28,22 @@ pub enum Leader {
     None,
 }
 
+/// No call of a leader yet.
+const NEVER: u64 = u64::MAX;
+
 /// Asks openraft's metrics. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Leadership {
     me: NodeId,
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
-    /// When the leader last called, in milliseconds since `epoch`.
+    /// When the leader last called, in milliseconds since `epoch`; [`NEVER`] in this life.
     heard_ms: Arc<AtomicU64>,
     epoch: Instant,
 }
 
 impl Leadership {
     pub(super) fn new(me: NodeId, metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>) -> Self {
-        Self { me, metrics, heard_ms: Arc::default(), epoch: clock::now() }
+        Self { me, metrics, heard_ms: Arc::new(AtomicU64::new(NEVER)), epoch: clock::now() }
     }
 
     /// The leader called: it is alive, and reaches this node.
@@ -52,9 +55,11 @@ impl Leadership {
     /// As [`Self::leader`], but another leader that was silent for longer than `silence` counts as none: openraft goes on
     /// naming it until the next one is elected, which without a quorum is never.
     pub(super) fn leader_heard(&self, silence: Duration) -> Leader {
-        let heard = self.epoch + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
+        // After a start the vote on disk names a leader of the last life.
+        let heard = Some(self.heard_ms.load(Ordering::Relaxed)).filter(|heard| *heard != NEVER);
+        let silent = heard.is_none_or(|heard| (self.epoch + Duration::from_millis(heard)).elapsed() > silence);
         match self.leader() {
-            Leader::Other(..) if heard.elapsed() > silence => Leader::None,
+            Leader::Other(..) if silent => Leader::None,
             leader => leader,
         }
     }

@@ -131,7 +131,7 @@ impl RaftNode {
         let timeout = config.timers.election_max;
         let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
-        let receiver = Mutex::new(Receiver::new(state.snapshots.dir()));
+        let receiver = Arc::new(Mutex::new(Receiver::new(state.snapshots.dir())));
         let server = Arc::new(PeerServer {
             cluster,
             me,
@@ -140,6 +140,8 @@ impl RaftNode {
             read_index: source,
             state: state.clone(),
             receiver,
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
             leadership: leadership.clone(),
         });
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -309,6 +311,16 @@ impl RaftNode {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         self.0.tasks.wait().await;
+        // Only the committed mark may wait for the disk still; without it the next start replays less by itself.
+        if let Err(error) = self.0.log.sync().await {
+            tracing::warn!(%error, "the log was not synced at the end");
+        }
+    }
+
+    /// The log store.
+    #[cfg(test)]
+    pub(super) fn log(&self) -> &LogStore {
+        &self.0.log
     }
 
     /// This node's id.
@@ -320,9 +332,9 @@ impl RaftNode {
 
 /// Opens the log, which must have been created before.
 async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
-    let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
+    let (dir, log_config) = (config.data_dir.join("log"), config.log.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        let log = LogStore::open(&log_dir, log_config)?;
+        let log = LogStore::open(&dir, log_config)?;
         log.must_have_existed().map(|()| log)
     });
     Ok(opening.await.map_err(io::Error::other)??)
@@ -421,3 +433,6 @@ impl RaftStatus {
         self.metrics.heartbeat.as_ref()?.get(&id)?.as_ref().map(|at| at.elapsed())
     }
 }
+
+#[cfg(test)]
+mod tests;

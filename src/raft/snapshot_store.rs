@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use crate::clock;
 use crate::state::snapshot::{self, SnapshotError};
 use crate::state::{Applied, PinnedState};
 use crate::storage;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, LogPosition};
 
 /// How many files are kept: the newest, and one more in case it turns out damaged.
 const FILES_KEPT: usize = 2;
@@ -26,6 +27,9 @@ const DAMAGED: &str = ".damaged";
 
 /// What a complete file is called.
 const EXTENSION: &str = "snapshot";
+
+/// What a file from elsewhere is called until it is taken over; removed at the next start if it never was.
+const FOREIGN: &str = "foreign.part";
 
 /// What goes wrong with snapshot files.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,7 @@ struct SnapshotFile {
     raft_meta: SnapshotMeta,
     file_bytes: u64,
     sha256: OnceLock<[u8; 32]>,
+    damaged: AtomicBool,
 }
 
 impl SnapshotHandle {
@@ -100,7 +105,7 @@ impl SnapshotHandle {
         let last_membership = decode_membership(&meta.membership)?;
         let raft_meta = SnapshotMeta { last_log_id: meta.position.map(Into::into), last_membership };
         let sha256 = sha256.map_or_else(OnceLock::new, OnceLock::from);
-        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256 })))
+        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256, damaged: AtomicBool::new(false) })))
     }
 
     /// Where it lies.
@@ -126,6 +131,25 @@ impl SnapshotHandle {
         self.0.file_bytes
     }
 
+    /// Reads and verifies the whole file again, whatever was found before. If it is damaged or can't be read it is passed
+    /// over from now on.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn verify_again(&self) -> Result<(), SnapshotError> {
+        snapshot::verify(&self.0.path).map(drop).inspect_err(|error| self.mark_damaged(error))
+    }
+
+    /// Has it passed over from now on.
+    pub(super) fn mark_damaged(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(file = %self.0.path.display(), %error, "passing over a damaged snapshot");
+        self.0.damaged.store(true, Ordering::Release);
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.0.damaged.load(Ordering::Acquire)
+    }
+
     /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process.
     ///
     /// # Errors
@@ -134,7 +158,7 @@ impl SnapshotHandle {
         if let Some(digest) = self.0.sha256.get() {
             return Ok(*digest);
         }
-        let digest = snapshot::verify(&self.0.path)?.sha256;
+        let digest = snapshot::verify(&self.0.path).inspect_err(|error| self.mark_damaged(error))?.sha256;
         Ok(*self.0.sha256.get_or_init(|| digest))
     }
 }
@@ -182,16 +206,26 @@ impl SnapshotStore {
         &self.dir
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot that is not known to be damaged.
     #[must_use]
     pub fn newest(&self) -> Option<SnapshotHandle> {
-        self.files.lock().first().cloned()
+        self.files.lock().iter().find(|file| !file.is_damaged()).cloned()
     }
 
-    /// All of them, newest first.
+    /// All that are not known to be damaged, newest first.
     #[must_use]
     pub fn all(&self) -> Vec<SnapshotHandle> {
-        self.files.lock().clone()
+        self.files.lock().iter().filter(|file| !file.is_damaged()).cloned().collect()
+    }
+
+    /// Whether a file turned out damaged in the life of this process and was not replaced yet.
+    pub(super) fn any_damaged(&self) -> bool {
+        self.files.lock().iter().any(SnapshotHandle::is_damaged)
+    }
+
+    /// Passes over the files that end before `position`: the log no longer continues them. They stay on disk.
+    pub(super) fn forget_before(&self, position: LogPosition) {
+        self.files.lock().retain(|file| file.meta().position >= Some(position));
     }
 
     /// Bytes all files take.
@@ -247,14 +281,30 @@ impl SnapshotStore {
         Ok(handle)
     }
 
-    /// Takes a file that was found damaged out of use, so that openraft does not install it.
-    pub(super) fn set_aside(&self, damaged: &SnapshotHandle) {
-        self.files.lock().retain(|file| file.path() != damaged.path());
-        let mut aside = damaged.path().as_os_str().to_owned();
-        aside.push(DAMAGED);
-        if let Err(error) = std::fs::rename(damaged.path(), &aside) {
-            tracing::warn!(file = %damaged.path().display(), %error, "can't rename a damaged snapshot");
+    /// Makes sure that a snapshot is one of this store's files; one that lies elsewhere is copied and verified.
+    pub(super) fn keep(&self, snapshot: &SnapshotHandle) -> Result<(), SnapshotStoreError> {
+        if self.files.lock().iter().any(|file| file.path() == snapshot.path()) {
+            return Ok(());
         }
+        let incoming = self.dir.join(FOREIGN);
+        let io = |source| SnapshotStoreError::Dir { path: incoming.display().to_string(), source };
+        std::fs::copy(snapshot.path(), &incoming).map_err(io)?;
+        std::fs::File::open(&incoming).and_then(|file| file.sync_all()).map_err(io)?;
+        self.adopt(&incoming, snapshot.sha256()?).map(drop)
+    }
+
+    /// Takes the files that were found damaged out of use; they are left for a person to look at.
+    pub(super) fn set_damaged_aside(&self) {
+        self.files.lock().retain(|file| {
+            if file.is_damaged() {
+                let mut aside = file.path().as_os_str().to_owned();
+                aside.push(DAMAGED);
+                if let Err(error) = std::fs::rename(file.path(), &aside) {
+                    tracing::warn!(file = %file.path().display(), %error, "can't rename a damaged snapshot");
+                }
+            }
+            !file.is_damaged()
+        });
     }
 
     fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {
@@ -270,7 +320,8 @@ impl SnapshotStore {
         files.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
         let mut rank = 0;
         files.retain(|file| {
-            rank += 1;
+            // A damaged one must not push out a sound one.
+            rank += usize::from(!file.is_damaged());
             // One holder is this list.
             if rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
                 return true;

@@ -159,19 +159,46 @@ impl StateStore {
 
     async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
         let (home, config) = (self.home.clone(), self.config.clone());
-        let loaded = tokio::task::spawn_blocking(move || load_snapshot(&home, &snapshot, &config)).await?;
-        let Recovered { machine, generation } = loaded.map_err(io::Error::other)?;
+        let snapshots = self.snapshots.clone();
+        let loaded = tokio::task::spawn_blocking(move || {
+            snapshots.keep(&snapshot).map_err(io::Error::other)?;
+            load_snapshot(&home, &snapshot, &config).map_err(io::Error::other)
+        });
+        let Recovered { machine, generation } = loaded.await??;
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
         let checkpoint = CheckpointThread::spawn(machine.checkpointer(), self.metrics.clone(), self.fatal.clone())?;
-        // The old thread ends, and the old engine closes once the last reader lets go of it.
-        self.checkpoint = checkpoint;
+        let replaced = std::mem::replace(&mut self.checkpoint, checkpoint);
         self.machine = machine;
         self.membership = membership;
         self.reader.store(Arc::new(self.machine.reader()));
         self.applied.send_replace(self.machine.applied().into());
+        // The old engine closes, and its directory goes, once the last reader lets go of it.
+        replaced.end().await;
         self.generation.retire();
         self.generation = generation;
         Ok(())
+    }
+
+    /// Moves everything applied to the engine.
+    #[cfg(test)]
+    pub(super) async fn checkpoint_now(&self) {
+        self.checkpoint.make_room().await;
+    }
+
+    /// Lets go of the engine, so that it can be opened again.
+    #[cfg(test)]
+    pub(super) async fn close(self) {
+        self.checkpoint.end().await;
+    }
+
+    /// The newest snapshot that is not known to be damaged; one is made where there was one and it is.
+    async fn sound_snapshot(&mut self) -> io::Result<Option<SnapshotHandle>> {
+        let newest = self.snapshots.newest();
+        if newest.is_some() || !self.snapshots.any_damaged() {
+            return Ok(newest);
+        }
+        let mut builder = self.get_snapshot_builder().await;
+        Ok(Some(builder.build_snapshot().await?.snapshot))
     }
 }
 
@@ -208,7 +235,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotHandle>>, io::Error> {
-        Ok(self.snapshots.newest().map(as_openraft))
+        Ok(self.sound_snapshot().await?.map(as_openraft))
     }
 }
 

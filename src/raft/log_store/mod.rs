@@ -21,9 +21,10 @@
 //!   the index it was given. A late mark makes it wait longer, never read less. (This needs `enable_leader_restore` off:
 //!   a restarted leader must win an election again.)
 //! * **Bounded reads** prove their age with a read index this process has fetched and applied; a fresh process has none.
-//! * **Stale reads** promise no order, neither across nodes nor over a restart, and are served at once: a durable mark
-//!   could not promise it either, since openraft applies a committed entry on a follower before that follower has flushed
-//!   it, and a power cut can take the entry itself. Who needs order says `min_revision`.
+//! * **Stale reads** promise no order, not even on one node across its restarts: they are for what serves without a
+//!   quorum, and a restarted node without one can't know what it had applied. The mark could not promise it either,
+//!   durable or not: openraft applies a committed entry on a follower before that follower has flushed it, so a power cut
+//!   can take the entry itself. Who must not go backwards names a least revision.
 //!
 //! A mark that waited for its own fdatasync would double the disk's share in each write and change none of the three.
 //!

@@ -62,6 +62,19 @@ pub enum SnapshotStoreError {
     },
 }
 
+impl SnapshotStoreError {
+    /// Whether a file could not be written for want of room: nothing is damaged, and room may be made.
+    pub(super) fn is_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Dir { source, .. } | Self::Write(snapshot::WriteError::Io { source, .. }) => {
+                matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+            }
+            Self::Write(_) | Self::File(_) | Self::Membership(_) | Self::OtherCluster { .. } => false,
+        }
+    }
+}
+
 impl From<SnapshotStoreError> for io::Error {
     fn from(error: SnapshotStoreError) -> Self {
         Self::other(error)
@@ -331,5 +344,20 @@ impl SnapshotStore {
             }
             false
         });
+    }
+}
+
+#[cfg(test)]
+mod full_disk_tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_failing_one() {
+        let error = |kind: io::ErrorKind| {
+            SnapshotStoreError::Write(snapshot::WriteError::Io { action: "write".into(), source: kind.into() })
+        };
+        assert!(error(io::ErrorKind::StorageFull).is_full());
+        assert!(error(io::ErrorKind::QuotaExceeded).is_full());
+        assert!(!error(io::ErrorKind::Other).is_full(), "a failed fsync ends the process");
     }
 }

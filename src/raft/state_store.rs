@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::{Stream, TryStreamExt};
@@ -25,6 +26,9 @@ use super::types::{ApplyReply, Entry, LogId, Snapshot, SnapshotMeta, StoredMembe
 use crate::clock;
 use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader};
 use crate::types::{LogPosition, Revision};
+
+/// Pause before a snapshot is tried again that found no room on the disk.
+const FULL_DISK_PAUSE: Duration = Duration::from_secs(10);
 
 /// How far this node has applied the log: news for everybody who waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -256,8 +260,20 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<SnapshotHandle>, io::Error> {
         let pinned = self.pinned.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
         let started = clock::now();
-        let snapshots = self.snapshots.clone();
-        let handle = tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await??;
+        let pinned = Arc::new(pinned);
+        let handle = loop {
+            let (snapshots, pinned) = (self.snapshots.clone(), pinned.clone());
+            match tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await? {
+                Ok(handle) => break handle,
+                // openraft takes any error for the end of this node, and nodes reach the size for a snapshot together: a
+                // full disk must not end them all. The pinned state stays what it is, so the next try is as good.
+                Err(error) if error.is_full() => {
+                    tracing::error!(%error, "no room for a snapshot; the log grows until there is: make room");
+                    tokio::time::sleep(FULL_DISK_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         self.metrics.snapshot_seconds.observe(started.elapsed().as_secs_f64());
         tracing::info!(
             file = %handle.path().display(),

@@ -55,6 +55,7 @@ fn config(dir: &Path, name: &str, first: &BTreeMap<String, String>) -> NodeConfi
             state: StateConfig::default(),
             engine_cache_bytes: 16 * 1024 * 1024,
             snapshot_log_bytes: 64 * 1024 * 1024,
+            log_entries_kept: 20_000,
         },
     }
 }

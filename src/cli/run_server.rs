@@ -193,6 +193,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
         state: StateConfig { cache_bytes: bytes(tuning.value_cache_bytes), ..StateConfig::default() },
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,
+        log_entries_kept: tuning.log_entries_kept,
     };
     let member = Member {
         name: config.name.to_string(),

@@ -36,7 +36,7 @@ fn every_setting_can_stand_in_the_file() {
     let config = resolve(
         "client_addr = '0.0.0.0:80'\npeer_addr = '0.0.0.0:81'\nadvertise_client_url = 'http://h1:80'\n\
          advertise_peer_addr = 'h1:81'\nzone = 'dc1'\ninitial_cluster = 'n1=h1:81,n2=h2:81'\nrtt = '80ms'\n\
-         log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_cache_bytes = '2MiB'\n\
+         log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_entries_kept = 100\nlog_cache_bytes = '2MiB'\n\
          state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nruntime_threads = 3",
     )
     .unwrap();
@@ -46,6 +46,7 @@ fn every_setting_can_stand_in_the_file() {
     let expected = Tuning {
         value_bytes_max: 1 << 20,
         snapshot_log_bytes: 1 << 20,
+        log_entries_kept: 100,
         log_cache_bytes: 2 << 20,
         state_cache_bytes: 3 << 20,
         value_cache_bytes: 4 << 20,

@@ -1,7 +1,7 @@
 //! What a node does by itself in the background: snapshots by size of the log, freshness of reads, watching for the end.
 //!
 //! Guarantees: a snapshot is asked for once the log has outgrown both the configured size and the last snapshot, so that
-//! writing snapshots at most doubles what is written; a node that serves bounded reads refreshes its proof of freshness.
+//! writing snapshots at most doubles what is written, and when none is left that the log continues; a node that serves bounded reads refreshes its proof of freshness.
 //! Leaves out: how any of it is done.
 
 use std::time::Duration;
@@ -79,7 +79,9 @@ async fn snapshots_by_size(
             covered = asked_at.take().unwrap_or_else(written);
         }
         let threshold = snapshot_log_bytes.max(newest.map_or(0, |file| file.file_bytes()));
-        if written().saturating_sub(covered) < threshold {
+        // A newer file has turned out damaged, and the log no longer goes on from this one.
+        let outlived = newest_position.is_some_and(|newest| newest < log.purged());
+        if written().saturating_sub(covered) < threshold && !outlived {
             continue;
         }
         asked_at.get_or_insert_with(written);

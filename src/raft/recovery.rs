@@ -6,6 +6,8 @@
 //! the log is replayed on top. Guarantees: a state that is served was derived from log and snapshots. Leaves out: replaying
 //! (openraft does that when it starts) and fetching a snapshot from another member.
 
+use std::sync::Arc;
+
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 
@@ -16,6 +18,7 @@ use super::types::LogId;
 use crate::state::snapshot::{SnapshotError, SnapshotReader};
 use crate::state::{self, Applied, LoadError, StateConfig, StateMachine};
 use crate::storage;
+use crate::types::LogPosition;
 
 /// Why there is no state to start from.
 #[derive(Debug, thiserror::Error)]
@@ -52,31 +55,54 @@ struct LogExtent {
 /// Opens the state, or rebuilds it.
 pub(super) async fn recover(
     home: EngineHome,
-    snapshots: &SnapshotStore,
+    snapshots: &Arc<SnapshotStore>,
     log: &mut LogStore,
     config: StateConfig,
 ) -> Result<Recovered, RecoveryError> {
     let state = log.get_log_state().await.map_err(RecoveryError::Log)?;
     let extent = LogExtent { purged: state.last_purged_log_id, last: state.last_log_id };
-    let newest = snapshots.newest();
+    let purged = extent.purged.map(LogPosition::from);
 
     let opening = {
         let (home, config) = (home.clone(), config.clone());
         tokio::task::spawn_blocking(move || open_newest(&home, config)).await
     };
     let distrust = match opening {
-        Ok(Ok(recovered)) => match distrust(recovered.machine.applied(), &extent, newest.as_ref(), log).await? {
-            None => return Ok(recovered),
-            Some(reason) => reason,
-        },
+        Ok(Ok(recovered)) => {
+            let applied = recovered.machine.applied();
+            match distrust(applied, &extent, snapshots.newest().as_ref(), log).await? {
+                None => {
+                    settle_snapshots(snapshots, applied.position, purged).await?;
+                    return Ok(recovered);
+                }
+                Some(reason) => reason,
+            }
+        }
         Ok(Err(error)) => error.to_string(),
         Err(panic) => format!("opening it panicked: {panic}"),
     };
     tracing::warn!(reason = distrust, "the state engine can't be trusted; rebuilding it from snapshot and log");
-    let candidates = snapshots.all();
-    tokio::task::spawn_blocking(move || rebuild(&home, candidates, &extent, &config))
-        .await
-        .map_err(|panic| RecoveryError::Log(panic.into()))?
+    let candidates = Arc::clone(snapshots);
+    let rebuilding = tokio::task::spawn_blocking(move || rebuild(&home, &candidates, &extent, &config)).await;
+    let recovered = rebuilding.map_err(|panic| RecoveryError::Log(panic.into()))??;
+    settle_snapshots(snapshots, recovered.machine.applied().position, purged).await?;
+    Ok(recovered)
+}
+
+/// Sees to it that openraft finds only snapshots it can use: it installs one that is ahead of the state without another
+/// look, so that must be whole; and it does not expect one that ends before the log begins. Without any, it makes a new
+/// one of the state.
+async fn settle_snapshots(
+    snapshots: &Arc<SnapshotStore>,
+    applied: Option<LogPosition>,
+    purged: Option<LogPosition>,
+) -> Result<(), RecoveryError> {
+    let store = Arc::clone(snapshots);
+    let settling = tokio::task::spawn_blocking(move || {
+        store.newest_whole_beyond(applied);
+        store.pass_over_before(purged);
+    });
+    settling.await.map_err(|panic| RecoveryError::Log(panic.into()))
 }
 
 fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, storage::Error> {
@@ -122,20 +148,15 @@ fn show(id: Option<LogId>) -> String {
 /// Fills a fresh generation from the newest whole snapshot that the log continues.
 fn rebuild(
     home: &EngineHome,
-    candidates: Vec<SnapshotHandle>,
+    snapshots: &SnapshotStore,
     extent: &LogExtent,
     config: &StateConfig,
 ) -> Result<Recovered, RecoveryError> {
-    for snapshot in candidates {
-        if snapshot.raft_meta().last_log_id < extent.purged {
-            break;
-        }
+    while let Some(snapshot) = snapshots.newest().filter(|newest| newest.raft_meta().last_log_id >= extent.purged) {
         match load_snapshot(home, &snapshot, config) {
             Ok(recovered) => return Ok(recovered),
             Err(LoadError::Engine(error)) => return Err(error.into()),
-            Err(error) => {
-                tracing::error!(file = %snapshot.path().display(), %error, "passing over a damaged snapshot");
-            }
+            Err(error) => snapshot.pass_over(&error),
         }
     }
     if let Some(purged) = extent.purged {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use crate::clock;
 use crate::state::snapshot::{self, SnapshotError};
 use crate::state::{Applied, PinnedState};
 use crate::storage;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, LogPosition};
 
 /// How many files are kept: the newest, and one more in case it turns out damaged.
 const FILES_KEPT: usize = 2;
@@ -72,6 +73,8 @@ struct SnapshotFile {
     raft_meta: SnapshotMeta,
     file_bytes: u64,
     sha256: OnceLock<[u8; 32]>,
+    /// Nothing can be made of it: it is damaged, or the log no longer goes on from it.
+    useless: AtomicBool,
 }
 
 impl SnapshotHandle {
@@ -97,7 +100,7 @@ impl SnapshotHandle {
         let last_membership = decode_membership(&meta.membership)?;
         let raft_meta = SnapshotMeta { last_log_id: meta.position.map(Into::into), last_membership };
         let sha256 = sha256.map_or_else(OnceLock::new, OnceLock::from);
-        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256 })))
+        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256, useless: AtomicBool::new(false) })))
     }
 
     /// Where it lies.
@@ -123,7 +126,8 @@ impl SnapshotHandle {
         self.0.file_bytes
     }
 
-    /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process.
+    /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process. A file
+    /// that fails is not offered by its store any more.
     ///
     /// # Errors
     /// The file is damaged or can't be read.
@@ -131,8 +135,19 @@ impl SnapshotHandle {
         if let Some(digest) = self.0.sha256.get() {
             return Ok(*digest);
         }
-        let digest = snapshot::verify(&self.0.path)?.sha256;
+        let digest = snapshot::verify(&self.0.path).inspect_err(|error| self.pass_over(error))?.sha256;
         Ok(*self.0.sha256.get_or_init(|| digest))
+    }
+
+    /// From now on its store does not offer it any more; the file stays until newer ones take its place.
+    pub(super) fn pass_over(&self, reason: &dyn std::fmt::Display) {
+        if !self.0.useless.swap(true, Ordering::AcqRel) {
+            tracing::error!(file = %self.0.path.display(), %reason, "passing over a snapshot");
+        }
+    }
+
+    fn is_useless(&self) -> bool {
+        self.0.useless.load(Ordering::Acquire)
     }
 }
 
@@ -179,16 +194,35 @@ impl SnapshotStore {
         &self.dir
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot that is not known to be useless.
     #[must_use]
     pub fn newest(&self) -> Option<SnapshotHandle> {
-        self.files.lock().first().cloned()
+        self.files.lock().iter().find(|file| !file.is_useless()).cloned()
     }
 
-    /// All of them, newest first.
-    #[must_use]
-    pub fn all(&self) -> Vec<SnapshotHandle> {
-        self.files.lock().clone()
+    /// The newest snapshot that is whole, if it reaches beyond a position. Reads those that were not verified in this life
+    /// of the process, as long as the file takes.
+    pub(super) fn newest_whole_beyond(&self, position: Option<LogPosition>) -> Option<SnapshotHandle> {
+        loop {
+            let newest = self.newest().filter(|file| file.meta().position > position)?;
+            // A file that fails is not the newest any more.
+            if newest.sha256().is_ok() {
+                return Some(newest);
+            }
+        }
+    }
+
+    /// Whether there are files, and none of them is of use: then a new one must be written before one can be offered.
+    pub(super) fn needs_a_new_one(&self) -> bool {
+        let files = self.files.lock();
+        !files.is_empty() && files.iter().all(SnapshotHandle::is_useless)
+    }
+
+    /// Passes over what ends before a position: the log behind it is gone.
+    pub(super) fn pass_over_before(&self, position: Option<LogPosition>) {
+        while let Some(newest) = self.newest().filter(|file| file.meta().position < position) {
+            newest.pass_over(&"the log no longer goes on from it");
+        }
     }
 
     /// Bytes all files take.
@@ -256,9 +290,9 @@ impl SnapshotStore {
         files.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
         let mut rank = 0;
         files.retain(|file| {
-            rank += 1;
+            rank += usize::from(!file.is_useless());
             // One holder is this list.
-            if rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
+            if !file.is_useless() && rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
                 return true;
             }
             if let Err(error) = std::fs::remove_file(file.path()) {

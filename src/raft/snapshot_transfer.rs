@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::StorageError;
-use openraft::error::{RPCError, StreamingError};
+use openraft::error::{RPCError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
 use openraft::type_config::TypeConfigExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
@@ -46,7 +46,8 @@ pub(super) async fn send(
         let file = file.clone();
         tokio::task::spawn_blocking(move || file.sha256()).await.map_err(|error| local(error.into()))?
     };
-    let sha256 = digest.map_err(|error| local(std::io::Error::other(error)))?;
+    // Its store does not offer a damaged file again: the next attempt finds another one.
+    let sha256 = digest.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
     let offer = SnapshotOffer { vote, meta: snapshot.meta.clone(), file_bytes: file.file_bytes(), sha256 };
     let mut input = tokio::fs::File::open(file.path()).await.map_err(local)?;
     let mut received =

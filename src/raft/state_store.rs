@@ -191,6 +191,10 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotHandle>>, io::Error> {
+        if self.snapshots.needs_a_new_one() {
+            // Without an answer openraft stops for good; applying waits meanwhile, which is the smaller evil.
+            return self.get_snapshot_builder().await.build_snapshot().await.map(Some);
+        }
         Ok(self.snapshots.newest().map(as_openraft))
     }
 }

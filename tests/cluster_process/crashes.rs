@@ -193,7 +193,7 @@ async fn read(endpoint: String, newest: watch::Receiver<u64>, stopped: watch::Re
             assert!(seen >= least, "{endpoint} served {seen} after {least} was acknowledged");
             served += 1;
         } else {
-            assert!(matches!(answer.status().as_u16(), 404 | 503) , "{endpoint}: {}", answer.status());
+            assert!(matches!(answer.status().as_u16(), 404 | 503), "{endpoint}: {}", answer.status());
             assert!(least == 0 || answer.status() != 404, "{endpoint} knows no key after {least} was acknowledged");
             sleep(Duration::from_millis(10)).await;
         }

@@ -27,6 +27,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Ports lie below those that the system gives to outgoing connections, so that none is lost while its node is down.
 const PORTS: std::ops::Range<u16> = 21_000..26_000;
 
+/// What the nodes log, unless `CLUSTER_PROCESS_LOG` says otherwise.
+const LOG: &str = "quorate=info,warn,openraft=error,quorate::api=error";
+
 /// Clusters at a time: each is three processes under load, and some tests hold times against a limit.
 static TURNS: Semaphore = Semaphore::const_new(2);
 
@@ -103,7 +106,7 @@ impl Member {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
             command.env_remove(name);
         }
-        command.env("RUST_LOG", "quorate=info,warn,openraft=error");
+        command.env("RUST_LOG", std::env::var("CLUSTER_PROCESS_LOG").unwrap_or_else(|_| LOG.into()));
         command.envs(self.settings.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command

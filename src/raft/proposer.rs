@@ -37,6 +37,9 @@ const ENTRY_BYTES_TARGET: usize = 1024 * 1024;
 /// How long to wait before trying again where a leader was expected but refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
+/// What an answer that is on its way gets to arrive after another leader was elected.
+const ANSWER_GRACE: Duration = Duration::from_millis(250);
+
 /// Why a command has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -263,6 +266,15 @@ impl ProposerLoop {
         }
     }
 
+    /// Waits until another node is known to lead than this one, and [`ANSWER_GRACE`] on top.
+    async fn succeeded(&self, leader: NodeId) {
+        let mut changes = self.leadership.subscribe();
+        while matches!(self.leadership.leader(), Leader::None) || self.leadership.leader().id() == Some(leader) {
+            changes.changed().await;
+        }
+        tokio::time::sleep(ANSWER_GRACE).await;
+    }
+
     /// Sends the groups to the leader; returns those that surely were not proposed there.
     async fn forward(&self, leader: NodeId, address: &str, groups: Vec<Group>) -> Vec<Group> {
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
@@ -275,8 +287,18 @@ impl ProposerLoop {
         };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let result = self.peers.call(leader, address, Channel::Forward, &request, timeout).await;
+        let call = self.peers.call(leader, address, Channel::Forward, &request, timeout);
+        let result = tokio::select! {
+            result = call => Some(result),
+            // A leader that was cut off would hold up everything that waits here for as long as its last caller waits.
+            () = self.succeeded(leader) => None,
+        };
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
+        let Some(result) = result else {
+            let reason = "another leader was elected before the one it was sent to had answered";
+            refuse(groups, |_| true, &ProposeError::Unknown(reason.into()));
+            return Vec::new();
+        };
         match result {
             Ok(Response::Forward(Ok(outcomes))) if outcomes.len() == commands.len() => {
                 answer(groups, outcomes);

@@ -13,10 +13,10 @@ use crate::process::{Cluster, Member, Settings, http};
 pub(crate) const WRITERS: usize = 12;
 
 /// The promise: writes resume within three election timeouts, of 1 s each by default.
-const RESUME_WITHIN: Duration = Duration::from_secs(3);
+pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a busy test machine may add to it.
-const RESUME_SLACK: Duration = Duration::from_secs(2);
+pub(crate) const RESUME_SLACK: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_loses_no_acknowledged_write_and_writes_resume() {

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::process::{Cluster, Member, PATIENCE, http};
 
-/// How long a writer waits for one answer; the nodes' own deadline is shorter.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much longer than its deadline a writer waits for an answer; one that takes longer is a failure.
+const ANSWER_SLACK: Duration = Duration::from_secs(5);
 
-/// The deadline that the writers give the nodes.
-pub(crate) const WRITE_DEADLINE: &str = "3s";
+/// The deadline that the writers give the nodes: long, so that one lost write must not hold up the others.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A writer that was turned away rests this long, so that it does not spin.
 const REST: Duration = Duration::from_millis(10);
@@ -159,7 +159,7 @@ async fn write(
         }
         let key = format!("{prefix}-{number}");
         let sent = Instant::now();
-        match put(&client, &endpoints[endpoint % endpoints.len()], &key).await {
+        match put(&client, &endpoints[endpoint % endpoints.len()], &key, WRITE_DEADLINE).await {
             Answer::Done(revision) => {
                 told.acknowledged.insert(key, revision);
                 let answered = Instant::now();
@@ -191,11 +191,14 @@ pub(crate) enum Answer {
 }
 
 /// Writes one of the load's keys.
-pub(crate) async fn put(client: &reqwest::Client, endpoint: &str, key: &str) -> Answer {
-    let request = client.put(format!("{endpoint}/v1/kv/{key}")).header("quorate-timeout", WRITE_DEADLINE);
-    let answer = match request.body(value_of(key)).timeout(ANSWER_TIMEOUT).send().await {
+pub(crate) async fn put(client: &reqwest::Client, endpoint: &str, key: &str, deadline: Duration) -> Answer {
+    let request = client.put(format!("{endpoint}/v1/kv/{key}"));
+    let request = request.header("quorate-timeout", format!("{}ms", deadline.as_millis()));
+    let answer = match request.body(value_of(key)).timeout(deadline + ANSWER_SLACK).send().await {
         Ok(answer) => answer,
-        Err(error) if error.is_timeout() => return Answer::Odd(format!("{key}: no answer in {ANSWER_TIMEOUT:?}")),
+        Err(error) if error.is_timeout() => {
+            return Answer::Odd(format!("{key}: no answer {ANSWER_SLACK:?} after its deadline"));
+        }
         Err(error) if error.is_connect() => return Answer::Refused,
         Err(_) => return Answer::Unknown,
     };

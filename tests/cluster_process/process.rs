@@ -25,7 +25,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(25);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ports lie below those that the system gives to outgoing connections, so that none is lost while its node is down.
-const PORTS: std::ops::Range<u16> = 21_000..26_000;
+const PORTS: std::ops::Range<u16> = 21_000..22_000;
 
 /// What the nodes log, unless `CLUSTER_PROCESS_LOG` says otherwise.
 const LOG: &str = "quorate=info,warn,openraft=error,quorate::api=error";
@@ -346,13 +346,6 @@ impl Cluster {
             sleep(POLL).await;
         }
     }
-}
-
-/// The value of a figure without labels in `/metrics`; 0 if it is not there.
-pub(crate) async fn figure(node: &Member, name: &str) -> f64 {
-    let text = http().get(node.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.map_or(0.0, |value| value.trim().parse().unwrap())
 }
 
 /// The files below a directory, sorted by name.

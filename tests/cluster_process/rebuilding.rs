@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::crashes::WRITERS;
 use crate::load::{Load, Told};
-use crate::process::{Cluster, PATIENCE, POLL, Settings, figure, files};
+use crate::process::{Cluster, PATIENCE, POLL, Settings, files};
 
 /// Snapshots as often as can be, and no log kept behind them.
 const SNAPSHOTS_ONLY: [&str; 4] = ["--snapshot-log-bytes", "64KiB", "--log-entries-kept", "10"];
@@ -55,7 +55,6 @@ async fn a_follower_that_was_away_too_long_is_sent_a_snapshot() {
     let said = cluster.nodes[away].said();
     assert!(said.contains("installing a snapshot from the leader"), "{said}");
     assert!(cluster.nodes[away].status().await.unwrap().purged_index > Some(had), "its old log is still there");
-    assert_eq!(figure(&cluster.nodes[away], "quorate_fatal_failures").await, 0.0);
 
     // What was installed holds over a restart.
     cluster.nodes[away].kill();
@@ -254,9 +253,6 @@ async fn a_leader_with_damaged_snapshots_still_brings_a_follower_up() {
     cluster.start_all().await;
     cluster.converged().await;
     told.check(&cluster).await;
-    assert!(
-        cluster.nodes[away].said().contains("installing a snapshot from the leader"),
-        "{}",
-        cluster.nodes[away].said()
-    );
+    assert!(cluster.nodes[away].said().contains("installing a snapshot from the leader"));
+    assert!(others.iter().any(|other| cluster.nodes[*other].said().contains("passing over a snapshot")));
 }

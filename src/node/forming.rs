@@ -151,8 +151,8 @@ impl FormingDesk {
         Ok(())
     }
 
-    /// Records that the log is about to be created.
-    pub(super) fn mark_log(&self) -> Result<Option<Identity>, DirectoryError> {
+    /// Records that the log was created; from now on it must be there.
+    pub(super) fn mark_log(&self) -> Result<(), DirectoryError> {
         let mut identity = self.identity.lock();
         if let Some(mine) = identity.as_mut()
             && !mine.has_log
@@ -161,7 +161,7 @@ impl FormingDesk {
             self.directory.write_identity(&marked)?;
             *mine = marked;
         }
-        Ok(identity.clone())
+        Ok(())
     }
 
     /// Answers one forming message.

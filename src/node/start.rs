@@ -90,9 +90,12 @@ impl Node {
             let members = members.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
             first = self.form(&transport, members).await?.members;
         }
-        let identity = self.0.desk.mark_log()?.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
+        let identity = self.0.desk.identity().ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
+        // The log is on disk, and nothing was promised on it yet: nobody reaches Raft before its handler is known. So a
+        // crash before this line leaves a node that may begin anew, and one behind it a log that must be there.
+        self.0.desk.mark_log()?;
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
         self.0.peer_desk.open(raft.handler());

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::load::Load;
-use crate::process::{Cluster, Member, Settings, http};
+use crate::process::{Cluster, Member, Settings};
 
 /// Writers of a test: enough that rounds carry several commands, few enough for two cores.
 pub(crate) const WRITERS: usize = 12;
@@ -125,7 +125,7 @@ impl Register {
         let (acknowledged, newest) = watch::channel(0_u64);
         let (mut writer, mut readers) = (JoinSet::new(), JoinSet::new());
         let at_all = endpoints.to_vec();
-        let ends = stopped.clone();
+        let (ends, client) = (stopped.clone(), client());
         writer.spawn(async move {
             // The number written grows with every try, so that one whose outcome is unknown is still in order.
             for number in 1_u64.. {
@@ -133,7 +133,7 @@ impl Register {
                     return;
                 }
                 let endpoint = &at_all[usize::try_from(number).unwrap() % at_all.len()];
-                let request = client().put(format!("{endpoint}/v1/kv/{REGISTER}")).body(number.to_string());
+                let request = client.put(format!("{endpoint}/v1/kv/{REGISTER}")).body(number.to_string());
                 let answer = request.header("quorate-timeout", "1s").timeout(Duration::from_secs(2)).send().await;
                 match answer {
                     Ok(answer) if answer.status().is_success() => drop(acknowledged.send_replace(number)),
@@ -171,14 +171,14 @@ impl Register {
     }
 }
 
+/// A client that keeps its connections: thousands of short ones would only fill the system's tables.
 fn client() -> reqwest::Client {
-    static CLIENT: std::sync::OnceLock<reqwest::Client> = std::sync::OnceLock::new();
-    CLIENT.get_or_init(http).clone()
+    reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
 async fn read(endpoint: String, newest: watch::Receiver<u64>, stopped: watch::Receiver<bool>) -> u64 {
     let mut served = 0;
-    let client = http();
+    let client = client();
     while !*stopped.borrow() {
         let least = *newest.borrow();
         // Longer than the pause: a read that was waiting in the paused process comes back when it wakes up.

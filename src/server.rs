@@ -5,6 +5,7 @@
 
 use std::future::pending;
 use std::io;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +95,7 @@ impl Server {
         config.api.validate()?;
         let metrics = Metrics::new();
         let transport_metrics = metrics.register(TransportMetrics::register);
-        let node = Node::open(&config.node, TcpTransport::new(transport_metrics.clone()))?;
+        let node = Node::open(&config.node, Arc::new(TcpTransport::new(transport_metrics.clone())))?;
         let client_addr = clients.local_addr().map_or(config.client_addr, |address| address.to_string());
         let text = metrics.clone();
         let api_metrics = metrics.register(ApiMetrics::register);

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::http::{Http, Refused, header, problem_of, refused};
 use quorate::api::model::{
-    ClusterReply, Code, DeleteReply, OutcomeKind, Problem, PutReply, Record, StatusReply, TxnOpReply,
+    ClusterReply, Code, DeleteReply, OutcomeKind, Problem, PutReply, Record, StatusReply, TxnOpReply, ViewSource,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -513,8 +513,100 @@ async fn any_node_takes_any_request() {
     let page = https[0].list("prefix=n/&limit=2").await;
     let rest = https[1].list(&format!("cursor={}", page.next_cursor.unwrap())).await;
     assert_eq!((rest.revision, rest.items.len()), (page.revision, 1));
-    let cluster_reply: ClusterReply = https[leader].get("/v1/cluster").await.json().await.unwrap();
-    assert_eq!((cluster_reply.members.len(), cluster_reply.quorum.needed), (3, 2));
+    for http in &https {
+        let told: ClusterReply = http.get("/v1/cluster").await.json().await.unwrap();
+        assert_eq!((told.view, told.leader), (ViewSource::Leader, Some(leader as u64 + 1)));
+        assert_eq!((told.quorum.voters, told.quorum.needed, told.quorum.reachable, told.quorum.spare), (3, 2, 3, 1));
+        assert!(told.members.iter().all(|member| member.reachable && member.lag_entries.is_some()), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_lost_its_leader_says_so() {
+    let mut cluster = support::cluster(3).await;
+    let leader = cluster.leader().await;
+    let http = Http::new(&cluster.nodes[(leader + 1) % 3].url);
+    for other in [leader, (leader + 2) % 3] {
+        cluster.stop(other).await;
+    }
+    let deadline = quorate::clock::now() + support::PATIENCE;
+    let status = loop {
+        let status: StatusReply = http.get("/v1/status").await.json().await.unwrap();
+        if !status.ready || quorate::clock::now() > deadline {
+            break status;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!((status.ready, status.leader), (false, None));
+    assert_eq!(status.not_ready_reason.as_deref(), Some("there is no leader at present"));
+    let told: ClusterReply = http.get("/v1/cluster").await.json().await.unwrap();
+    assert_eq!((told.view, told.leader, told.quorum.reachable, told.quorum.spare), (ViewSource::Local, None, 1, 0));
+    let me = told.members.iter().find(|member| member.id == status.id).unwrap();
+    assert!(me.reachable && told.members.iter().filter(|member| member.reachable).count() == 1, "{told:?}");
+    let quick = &[("quorate-timeout", "300ms")];
+    let refused = http.refused(&Refused { headers: quick, ..refused("GET", "/v1/kv/k", 503, "no_leader") }).await;
+    assert_eq!(refused.leader, None, "a leader that is gone is no place to turn to");
+}
+
+#[tokio::test]
+async fn web_pages_are_not_served() {
+    let node = support::single_node_with(|api| api.local_hosts_only = true).await;
+    let http = Http::new(&node.url);
+    let page = &[("origin", "http://evil.example"), ("content-type", "text/plain")];
+    let body = json!({"success": [{"put": {"key": "k", "value": "planted"}}]}).to_string();
+    let post = Refused { headers: page, body, ..refused("POST", "/v1/txn", 403, "permission_denied") };
+    assert_eq!(http.refused(&post).await.outcome, OutcomeKind::NotApplied);
+    http.refused(&Refused { headers: page, ..refused("GET", "/v1/kv/k", 403, "permission_denied") }).await;
+    http.refused(&refused("OPTIONS", "/v1/kv/k", 405, "method_not_allowed")).await;
+    let rebound = &[("host", "evil.example:7480")];
+    http.refused(&Refused { headers: rebound, ..refused("GET", "/v1/kv/k", 403, "permission_denied") }).await;
+    assert_eq!(http.revision().await, 0, "nothing was written");
+}
+
+#[tokio::test]
+async fn what_is_no_request_gets_its_problem_document_too() {
+    let node = support::single_node().await;
+    let long = "x".repeat(70_000);
+    let many: String = (0..200).map(|number| format!("x-{number}: 1\r\n")).collect();
+    for (request, status) in [
+        ("GET /v1/kv/a b HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 400),
+        ("GET /v1/kv/a HTTP/1.1\r\nhost: x\r\na: \0\r\n\r\n".to_owned(), 400),
+        ("hello\r\n\r\n".to_owned(), 400),
+        ("GET /v1/kv/a HTTP/1.1\r\nconnection: close\r\n\r\n".to_owned(), 400),
+        (format!("GET /v1/kv/{long} HTTP/1.1\r\nhost: x\r\n\r\n"), 414),
+        (format!("GET /v1/kv/a HTTP/1.1\r\nhost: x\r\n{many}\r\n"), 431),
+        // Behind a good request on the same connection.
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /a b HTTP/1.1\r\n\r\n".to_owned(), 400),
+    ] {
+        let answer = raw(&node.url, &request).await;
+        let shown = &request[..request.len().min(60)];
+        let last = answer.rfind(&format!("HTTP/1.1 {status} ")).map(|at| &answer[at..]);
+        let last = last.unwrap_or_else(|| panic!("{shown}: {answer}"));
+        assert!(last.contains("application/problem+json"), "{shown}: {answer}");
+        let problem: Problem = serde_json::from_str(last.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        assert_eq!((problem.status, problem.code), (status, Code::BadRequest), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_only_claims_to_be_large_shuts_out_nobody() {
+    let node = support::single_node_with(|api| api.in_flight_bytes_max = 17 * 1024 * 1024).await;
+    let http = Http::new(&node.url);
+    let address = node.url.trim_start_matches("http://").to_owned();
+    let mut idlers = Vec::new();
+    for _ in 0..32 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n").await.unwrap();
+        idlers.push(stream);
+    }
+    http.put("k", "x".repeat(4 * 1024 * 1024)).await;
+    // Who waits for leave before sending is refused without being read.
+    let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let ask = b"PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99000000\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
 }
 
 #[tokio::test]

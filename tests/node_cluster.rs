@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,7 +56,6 @@ fn config(dir: &Path, name: &str, first: &BTreeMap<String, String>) -> NodeConfi
             state: StateConfig::default(),
             engine_cache_bytes: 16 * 1024 * 1024,
             snapshot_log_bytes: 64 * 1024 * 1024,
-            log_entries_kept: 20_000,
         },
     }
 }
@@ -75,7 +75,7 @@ async fn listeners(names: &[&str]) -> (Vec<TcpListener>, BTreeMap<String, String
 async fn start(config: NodeConfig, listener: TcpListener) -> Result<TestNode, StartError> {
     let figures = Metrics::new();
     let metrics = figures.register(TransportMetrics::register);
-    let node = Node::open(&config, TcpTransport::new(metrics.clone()))?;
+    let node = Node::open(&config, Arc::new(TcpTransport::new(metrics.clone())))?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     listener::serve(listener, node.peer_handler(), ListenerLimits::default(), metrics, stop.clone(), &tasks);
     let started = node.start(&config, &figures).await;
@@ -149,7 +149,10 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let leaders = nodes.iter().filter(|node| node.node.status().role == Role::Leader).count();
     assert_eq!(leaders, 1);
-    let clusters: Vec<_> = nodes.iter().map(|node| node.node.cluster()).collect();
+    let mut clusters = Vec::new();
+    for node in &nodes {
+        clusters.push(node.node.cluster().await.unwrap());
+    }
     assert!(clusters.iter().all(|cluster| cluster.cluster_id == clusters[0].cluster_id && cluster.members.len() == 3));
     let hashes: Vec<_> = nodes.iter().map(|node| node.node.status().state_hash).collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
@@ -164,8 +167,26 @@ async fn three_nodes_form_once_and_serve_through_any_of_them() {
     }
     let nodes = start_all(configs, sockets).await;
     assert_eq!(get(&nodes[1].node, "k2", Consistency::Linearizable).await.as_deref(), Some("v2"));
-    assert_eq!(nodes[0].node.cluster().cluster_id, clusters[0].cluster_id);
+    assert_eq!(nodes[0].node.cluster().await.unwrap().cluster_id, clusters[0].cluster_id);
     for node in nodes {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_lost_its_contents_does_not_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sockets, first) = listeners(&["n1"]).await;
+    let configs = || vec![config(dir.path(), "n1", &first)];
+    let mut nodes = start_all(configs(), sockets).await;
+    put(&nodes[0].node, "k", "v").await.unwrap();
+    nodes.pop().unwrap().stop().await;
+    for entry in std::fs::read_dir(dir.path().join("n1/log")).unwrap() {
+        let path = entry.unwrap().path();
+        let len = path.metadata().unwrap().len();
+        std::fs::write(&path, vec![0; usize::try_from(len).unwrap()]).unwrap();
+    }
+    let socket = rebind(&configs()[0].member.peer_addr).await;
+    let error = start(configs().remove(0), socket).await.err().expect("its votes are lost");
+    assert!(error.to_string().contains("nothing is left"), "{error}");
 }

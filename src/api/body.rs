@@ -19,8 +19,9 @@ const DISCARD_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long a refused body is read on.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// What is set aside of the byte budget before a body without a declared size has shown more.
-const UNDECLARED_SHARE: usize = 64 * 1024;
+/// What is set aside of the byte budget before a body has shown more. Not what it declares: a few clients that declare
+/// much and send nothing would shut out everybody else.
+const FIRST_SHARE: usize = 64 * 1024;
 
 /// A body and its share of the byte budget, which is held until this is dropped.
 pub(super) struct Held {
@@ -29,17 +30,29 @@ pub(super) struct Held {
 }
 
 /// Reads a body of at most `limit` bytes within `time`.
-pub(super) async fn read(mut body: Body, limit: usize, time: Duration, budget: &Gate) -> Result<Held, EdgeError> {
+///
+/// With `expects` (`Expect: 100-continue`) the client waits before it sends, so that a refusal needs no reading on.
+pub(super) async fn read(
+    mut body: Body,
+    expects: bool,
+    limit: usize,
+    time: Duration,
+    budget: &Gate,
+) -> Result<Held, EdgeError> {
     use http_body::Body as _;
     let declared = body.size_hint();
     if declared.lower() > limit as u64 {
-        discard(body).await;
+        if !expects {
+            discard(body).await;
+        }
         return Err(EdgeError::BodyTooLarge { limit });
     }
-    let mut share = budget.enter(declared.exact().map_or(UNDECLARED_SHARE.min(limit), |bytes| bytes as usize))?;
+    let first = declared.exact().map_or(FIRST_SHARE, |bytes| FIRST_SHARE.min(bytes as usize)).min(limit);
+    let mut share = budget.enter(first)?;
     match tokio::time::timeout(time, gather(&mut body, limit, &mut share)).await {
         Ok(Ok(bytes)) => Ok(Held { bytes, _share: share }),
-        Ok(Err(error @ EdgeError::BodyTooLarge { .. })) => {
+        Ok(Err(error @ (EdgeError::BodyTooLarge { .. } | EdgeError::Busy { .. }))) => {
+            drop(share);
             discard(body).await;
             Err(error)
         }

@@ -73,7 +73,11 @@ impl Call {
 
     /// How long the caller waits.
     pub(super) fn timeout(&self, default: Duration) -> Result<Duration, Invalid> {
-        let Some(value) = self.headers().get(&TIMEOUT) else { return Ok(default) };
+        let mut values = self.headers().get_all(&TIMEOUT).iter();
+        let Some(value) = values.next() else { return Ok(default) };
+        if values.next().is_some() {
+            return Err(Invalid::request("the header quorate-timeout is given twice"));
+        }
         let parsed = value.to_str().ok().and_then(|text| humantime::parse_duration(text).ok());
         parsed.filter(|timeout| !timeout.is_zero() && *timeout <= TIMEOUT_MAX).ok_or_else(|| {
             Invalid::request(format!(
@@ -88,6 +92,12 @@ impl Call {
     pub(super) fn prefers(&self, preference: &str) -> bool {
         let lines = self.headers().get_all(&PREFER).iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(|line| line.split(',')).any(|one| one.trim().eq_ignore_ascii_case(preference))
+    }
+
+    /// Whether the client waits for leave before it sends its body.
+    pub(super) fn expects(&self) -> bool {
+        let value = self.headers().get(header::EXPECT);
+        value.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     }
 
     /// Whether the client lists this media type, with a quality above zero.
@@ -285,6 +295,7 @@ mod tests {
         let default = Duration::from_secs(5);
         assert_eq!(call(&[]).timeout(default), Ok(default));
         assert_eq!(call(&[("quorate-timeout", "250ms")]).timeout(default), Ok(Duration::from_millis(250)));
+        assert!(call(&[("quorate-timeout", "1s"), ("quorate-timeout", "2s")]).timeout(default).is_err());
         for bad in ["", "5", "0s", "61s", "-1s", "soon"] {
             assert!(call(&[("quorate-timeout", bad)]).timeout(default).is_err(), "{bad}");
         }

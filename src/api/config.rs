@@ -46,6 +46,9 @@ pub struct ApiConfig {
     pub default_timeout: Duration,
     /// How long requests may run on once the node stops.
     pub drain_timeout: Duration,
+    /// Refuse requests whose `Host` is a name with a dot: one that a stranger's name server points here would let web pages
+    /// read (DNS rebinding).
+    pub local_hosts_only: bool,
 }
 
 impl Default for ApiConfig {
@@ -63,6 +66,7 @@ impl Default for ApiConfig {
             body_timeout: Duration::from_secs(30),
             default_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
+            local_hosts_only: false,
         }
     }
 }

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::rt::ReadBufCursor;
+use hyper::rt::{ReadBufCursor, Write as _};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use super::refusal;
 
 /// How often connections are looked at: the grain of their timeouts.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -141,15 +143,47 @@ impl Sweeper {
     }
 }
 
+/// An answer in place of another one.
+struct Instead {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// Size of the answer that is not sent: what the writer must believe was taken.
+    claimed: usize,
+}
+
 /// A stream that notes its progress.
 pub(super) struct Watched {
     io: TokioIo<TcpStream>,
     pulse: Arc<Pulse>,
+    instead: Option<Instead>,
 }
 
 impl Watched {
     pub(super) fn new(stream: TcpStream, pulse: Arc<Pulse>) -> Self {
-        Self { io: TokioIo::new(stream), pulse }
+        Self { io: TokioIo::new(stream), pulse, instead: None }
+    }
+
+    /// Takes note if these bytes are an answer that another one stands in for.
+    fn consider(&mut self, bytes: &[u8]) {
+        if self.instead.is_none() && self.pulse.phase.load(Ordering::Relaxed) != BUSY {
+            let claimed = bytes.len();
+            self.instead = refusal::instead_of(bytes).map(|bytes| Instead { bytes, sent: 0, claimed });
+        }
+    }
+
+    /// Sends what stands in for another answer; ready once all of it is sent.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Option<Poll<std::io::Result<usize>>> {
+        let instead = self.instead.as_mut()?;
+        while instead.sent < instead.bytes.len() {
+            match Pin::new(&mut self.io).poll_write(cx, &instead.bytes[instead.sent..]) {
+                Poll::Ready(Ok(0)) => return Some(Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(sent)) => instead.sent += sent,
+                other => return Some(other),
+            }
+        }
+        let claimed = instead.claimed;
+        self.instead = None;
+        Some(Poll::Ready(Ok(claimed)))
     }
 
     fn wrote(&self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
@@ -176,7 +210,8 @@ impl hyper::rt::Read for Watched {
 
 impl hyper::rt::Write for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.consider(bytes);
+        let result = self.poll_instead(cx).unwrap_or_else(|| Pin::new(&mut self.io).poll_write(cx, bytes));
         self.wrote(result)
     }
 
@@ -185,7 +220,10 @@ impl hyper::rt::Write for Watched {
         cx: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        if let Some(first) = slices.first() {
+            self.consider(first);
+        }
+        let result = self.poll_instead(cx).unwrap_or_else(|| Pin::new(&mut self.io).poll_write_vectored(cx, slices));
         self.wrote(result)
     }
 

@@ -138,7 +138,8 @@ pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Re
         return Ok(redirect);
     }
     let config = api.config();
-    let held = body::read(body, config.value_bytes_max, config.body_timeout, &api.admission().bytes).await?;
+    let held =
+        body::read(body, call.expects(), config.value_bytes_max, config.body_timeout, &api.admission().bytes).await?;
     let put = TxnOp::Put { key: key.clone(), value: held.bytes.clone(), lease: LeaseId::ZERO };
     let guarded = precondition.guard(&key, put)?;
     match guarded_write(api, call, guarded).await? {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::model::{Code, Invalid, OutcomeKind};
+use super::query::shown;
 use crate::node::{ReadError, WriteError};
 use crate::state::Rejection;
 use crate::types::Revision;
@@ -34,10 +35,22 @@ pub(super) enum Failure {
 pub(super) enum EdgeError {
     #[error("there is no endpoint at this path; GET /openapi.json lists all")]
     UnknownEndpoint,
-    #[error("{method} is not allowed here; allowed are: {allowed}")]
+    #[error("{} is not allowed here; allowed are: {allowed}", shown(.method.as_str().as_bytes()))]
     MethodNotAllowed { method: Method, allowed: &'static str },
     #[error("the request has too many headers or too long ones; {headers} headers and {bytes} bytes are allowed")]
     HeadersTooLarge { headers: usize, bytes: usize },
+    #[error(
+        "requests of web pages are not served (origin {origin}); use a client of your own, or a proxy that removes Origin"
+    )]
+    FromBrowser { origin: String },
+    #[error("a development cluster does not answer to the name {host}; use 127.0.0.1 or localhost")]
+    ForeignHost { host: String },
+    #[error(
+        "this is no HTTP/1.1 request: its first line or a header is malformed; encode bytes other than plain ASCII as %XX"
+    )]
+    NotHttp,
+    #[error("the path and query have more than {bytes} bytes, the most that is allowed")]
+    UriTooLong { bytes: usize },
     #[error("the key does not exist")]
     KeyNotFound,
     #[error("{}", match .current {
@@ -146,6 +159,10 @@ fn of_edge(error: &EdgeError) -> Class {
         EdgeError::HeadersTooLarge { .. } => {
             Class::refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::BadRequest)
         }
+        EdgeError::FromBrowser { .. } | EdgeError::ForeignHost { .. } => {
+            Class::refused(StatusCode::FORBIDDEN, Code::PermissionDenied)
+        }
+        EdgeError::UriTooLong { .. } => Class::refused(StatusCode::URI_TOO_LONG, Code::BadRequest),
         EdgeError::KeyNotFound => Class::refused(StatusCode::NOT_FOUND, Code::KeyNotFound),
         EdgeError::PreconditionFailed { .. } => {
             Class::refused(StatusCode::PRECONDITION_FAILED, Code::PreconditionFailed)
@@ -154,7 +171,7 @@ fn of_edge(error: &EdgeError) -> Class {
         EdgeError::BodyTooSlow { .. } => {
             Class { retryable: true, ..Class::refused(StatusCode::REQUEST_TIMEOUT, Code::BadRequest) }
         }
-        EdgeError::BodyBroken => Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest),
+        EdgeError::NotHttp | EdgeError::BodyBroken => Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest),
         EdgeError::Busy { .. } => Class::later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, RETRY_AFTER),
         EdgeError::DeadlinePassed => Class::later(StatusCode::SERVICE_UNAVAILABLE, Code::NotReady, RETRY_AFTER),
         EdgeError::Internal(_) => {
@@ -170,6 +187,7 @@ pub(super) const fn title(code: Code) -> &'static str {
         Code::BadRequest => "the request is malformed",
         Code::InvalidKey => "the key is invalid",
         Code::InvalidRange => "the range is invalid",
+        Code::PermissionDenied => "the request is not allowed",
         Code::KeyNotFound => "the key does not exist",
         Code::NotFound => "there is no such endpoint",
         Code::MethodNotAllowed => "the method is not allowed here",

@@ -15,13 +15,14 @@ use futures::FutureExt;
 use http::Method;
 
 use super::admission::Admission;
-use super::call::{Call, Finished};
-use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
+use super::call::Call;
+use super::config::ApiConfig;
 use super::freshness::Freshness;
 use super::metrics::ApiMetrics;
 use super::path::KEY_PREFIX;
 use super::problem::{EdgeError, Failure};
-use super::{cluster, kv, list, openapi, ops, txn};
+use super::request_log::RequestLog;
+use super::{cluster, guard, kv, list, openapi, ops, txn};
 use crate::clock;
 use crate::node::Node;
 use crate::state::{Principal, StateView, Txn, TxnReply};
@@ -98,6 +99,7 @@ struct Shared {
     metrics: ApiMetrics,
     metrics_text: Box<dyn Fn() -> String + Send + Sync>,
     admission: Admission,
+    log: RequestLog,
 }
 
 impl Api {
@@ -109,7 +111,14 @@ impl Api {
         metrics_text: impl Fn() -> String + Send + Sync + 'static,
     ) -> Self {
         let admission = Admission::new(&config);
-        Self(Arc::new(Shared { node, config, metrics, metrics_text: Box::new(metrics_text), admission }))
+        Self(Arc::new(Shared {
+            node,
+            config,
+            metrics,
+            metrics_text: Box::new(metrics_text),
+            admission,
+            log: RequestLog::default(),
+        }))
     }
 
     pub(super) fn node(&self) -> &Node {
@@ -165,17 +174,11 @@ impl Api {
         let finished = call.finish(self, result);
         let took = clock::now().saturating_duration_since(started);
         metrics.answered(route, finished.method(), finished.response.status(), took);
-        log(route, finished, took)
+        self.0.log.tell(route, finished, took)
     }
 
     async fn handle(&self, route: Option<Route>, call: &mut Call, body: Body) -> Result<Response, Failure> {
-        let headers = call.headers();
-        let uri = &call.head.uri;
-        let path_bytes = uri.path().len() + uri.query().map_or(0, str::len);
-        let head_bytes = headers.iter().fold(path_bytes, |sum, (name, value)| sum + name.as_str().len() + value.len());
-        if headers.len() > HEADERS_MAX || head_bytes > HEAD_BYTES_MAX {
-            return Err(EdgeError::HeadersTooLarge { headers: HEADERS_MAX, bytes: HEAD_BYTES_MAX }.into());
-        }
+        guard::check(&call.head, self.config())?;
         let route = route.ok_or(EdgeError::UnknownEndpoint)?;
         let _pass = if route.is_admitted() { Some(self.admission().requests.enter(1)?) } else { None };
         let head = call.head.method == Method::HEAD;
@@ -187,7 +190,7 @@ impl Api {
             (Route::Keys, &Method::DELETE) => kv::delete_keys(self, call).await,
             (Route::Txn, &Method::POST) => txn::run_txn(self, call, body).await,
             (Route::Status, &Method::GET | &Method::HEAD) => cluster::get_status(self, call),
-            (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call),
+            (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call).await,
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
             (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,
@@ -214,27 +217,6 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.dec();
     }
-}
-
-/// Tells the log of a request, and gives its answer out.
-fn log(route: Option<Route>, mut finished: Finished, took: std::time::Duration) -> Response {
-    let status = finished.response.status().as_u16();
-    let debug = tracing::enabled!(tracing::Level::DEBUG);
-    if status >= 500 || debug {
-        let id = finished.call.request_id();
-        let request_id = id.to_str().unwrap_or_default();
-        let route = route.map_or("unknown", Route::template);
-        let method = finished.method().as_str();
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        match &finished.failure {
-            Some(failure) if status >= 500 => {
-                tracing::warn!(request_id, method, route, status, took_us, %failure, "request failed");
-            }
-            Some(failure) => tracing::debug!(request_id, method, route, status, took_us, %failure, "request refused"),
-            None => tracing::debug!(request_id, method, route, status, took_us, "request answered"),
-        }
-    }
-    finished.response
 }
 
 /// The endpoints as a service of axum.

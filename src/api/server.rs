@@ -25,37 +25,16 @@ use tower::ServiceExt;
 use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
 use super::connection::{Sweeper, Watch, Watched};
 use super::metrics::ApiMetrics;
-use super::model::{Code, OutcomeKind, Problem};
 use super::path::KEY_PREFIX;
-use super::problem::title;
+use super::refusal::too_many_connections;
 use super::routes::{Api, Route, router};
 
 /// The pause after the system refused a connection: it is short of descriptors or memory, and asking at once again
 /// would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The hard limits of hyper stand above ours, so that what is a little over ours gets its problem document; beyond them
-/// the answer is hyper's bare 431.
+/// The hard limits of hyper stand above ours, so that what is a little over ours is answered like any other request.
 const PARSER_FACTOR: usize = 2;
-
-/// What a connection over the limit is told before it is closed: the whole answer, made once.
-fn too_many_connections() -> Vec<u8> {
-    let problem = Problem {
-        kind: format!("urn:quorate:problem:{}", Code::TooManyRequests),
-        title: title(Code::TooManyRequests).to_owned(),
-        status: 503,
-        detail: "too many connections at a time; try again later, or use fewer".to_owned(),
-        code: Code::TooManyRequests,
-        retryable: true,
-        outcome: OutcomeKind::NotApplied,
-        // Nothing was read, so there is no request to name.
-        request_id: "-".to_owned(),
-        leader: None,
-    };
-    let body = serde_json::to_string(&problem).unwrap_or_default();
-    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1";
-    format!("{head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
-}
 
 /// Serves the API on a listener until `shutdown`, then until its requests are done or the drain timeout has passed.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: CancellationToken) {

@@ -46,7 +46,8 @@ pub(super) async fn run_txn(api: &Api, call: &mut Call, body: Body) -> Result<Re
         return Ok(redirect);
     }
     let config = api.config();
-    let held = body::read(body, TXN_BODY_BYTES_MAX, config.body_timeout, &api.admission().bytes).await?;
+    let held =
+        body::read(body, call.expects(), TXN_BODY_BYTES_MAX, config.body_timeout, &api.admission().bytes).await?;
     let value_bytes_max = config.value_bytes_max;
     let txn = if held.bytes.len() <= PARSE_INLINE_BYTES_MAX {
         parse(&held.bytes, value_bytes_max)?

@@ -5,36 +5,50 @@
 use super::Failure;
 use super::connect::Global;
 use super::output::Format;
-use crate::api::model::{MemberRole, StatusReply};
+use crate::api::model::{MemberRole, StatusReply, ViewSource};
+use crate::client::Error;
 
 /// Show how nodes see themselves
 ///
-/// Asks every --endpoint. As JSON one object a line, in the order of the endpoints. An endpoint that does not answer is
-/// exit code 3, after the others were shown.
+/// Asks every --endpoint once. As JSON one object a line, in the order of the endpoints that answer. An endpoint that does
+/// not answer is exit code 3, after the others were shown.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  quorate status --endpoint http://127.0.0.1:7480,http://127.0.0.1:7482")]
 pub(super) struct Status {}
 
 impl Status {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let clients = global.endpoint.iter().map(|endpoint| global.client_of([endpoint.clone()]));
+        let clients = global.endpoint.iter().map(|endpoint| global.client_once(endpoint));
         let clients: Vec<_> = clients.collect::<Result<_, _>>()?;
         let replies = futures::future::join_all(clients.iter().map(|client| client.status())).await;
         let mut out = global.out();
         let mut rows = vec![heading(&["NODE", "ROLE", "TERM", "COMMIT", "APPLIED", "REVISION", "LEADER", "READY"])];
-        let mut failure = None;
-        for reply in replies {
+        let mut silent = Vec::new();
+        for (endpoint, reply) in global.endpoint.iter().zip(replies) {
             match reply {
                 Ok(status) if out.format == Format::Json => out.json(&status.value)?,
                 Ok(status) => rows.push(row(&status.value)),
-                Err(error) => failure = Some(error),
+                Err(Error::Unavailable { last, .. }) => {
+                    let mut cells = vec!["-".to_owned(); rows[0].len() - 1];
+                    cells.insert(0, endpoint.clone());
+                    cells[7] = "no answer".to_owned();
+                    rows.push(cells);
+                    silent.push(last);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         if rows.len() > 1 {
             out.table(&rows)?;
         }
         out.finish()?;
-        failure.map_or(Ok(()), |error| Err(error.into()))
+        match silent.first() {
+            None => Ok(()),
+            Some(first) => {
+                let (count, all) = (silent.len(), global.endpoint.len());
+                Err(Failure::unavailable(format!("{count} of {all} endpoints gave no status: {first}")))
+            }
+        }
     }
 }
 
@@ -61,7 +75,9 @@ pub(super) enum MemberCommand {
     List(MemberList),
 }
 
-/// Show the members as the node that answers sees them
+/// Show the members as their leader sees them
+///
+/// Where no leader answers, as the node that answers sees them; a line on standard error says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  quorate member list --output json")]
 pub(super) struct MemberList {}
@@ -90,13 +106,17 @@ impl MemberCommand {
                 known(Some(&member.zone).filter(|zone| !zone.is_empty())),
                 member.peer_addr.clone(),
                 known(Some(&member.client_url).filter(|url| !url.is_empty())),
-                known(member.reachable.map(|reachable| if reachable { "yes" } else { "no" })),
+                if member.reachable { "yes" } else { "no" }.to_owned(),
                 known(member.lag_entries),
                 known(member.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
             ]);
         }
         out.table(&rows)?;
-        out.finish()
+        out.finish()?;
+        if cluster.view == ViewSource::Local {
+            super::failure::note("no leader answers; this is what the node that was asked could find out itself");
+        }
+        Ok(())
     }
 }
 

@@ -40,11 +40,16 @@ impl Global {
     }
 
     /// A client of just these endpoints.
-    pub(super) fn client_of(&self, endpoints: impl IntoIterator<Item = String>) -> Result<Client, Failure> {
+    fn client_of(&self, endpoints: impl IntoIterator<Item = String>) -> Result<Client, Failure> {
         if self.timeout.0.is_zero() {
             return Err(Failure::usage("--timeout is 0s; it must be longer"));
         }
         Ok(Client::builder().endpoints(endpoints).timeout(self.timeout.0).build()?)
+    }
+
+    /// A client of one endpoint that tries once: for a look at a node that may be down.
+    pub(super) fn client_once(&self, endpoint: &str) -> Result<Client, Failure> {
+        Ok(Client::builder().endpoints([endpoint]).timeout(self.timeout.0).attempts_max(1).build()?)
     }
 
     pub(super) fn out(&self) -> Output {

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the nodes are those of `serve`, with real listeners and directories. Leaves out: the nodes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::output::Format;
 use super::{Failure, Output, run_server};
@@ -29,7 +29,7 @@ pub(super) struct Dev {
 impl Dev {
     pub(super) fn run(self) -> Result<(), Failure> {
         let nodes = ServeConfig::dev(self.nodes, &self.data_dir, self.port)?;
-        let banner = banner(&nodes);
+        let banner = banner(&nodes, &self.data_dir);
         run_server::run_dev(nodes, move || {
             let mut out = Output::new(Format::Text);
             out.text(&banner)?;
@@ -38,25 +38,25 @@ impl Dev {
     }
 }
 
-/// Where the nodes are, and three lines to try.
-fn banner(nodes: &[ServeConfig]) -> String {
+/// Where the nodes are, three lines to try, and how it ends.
+fn banner(nodes: &[ServeConfig], data_dir: &Path) -> String {
     let mut text = String::new();
     for node in nodes {
         text += &format!("{}  {}  {}\n", node.name, node.advertise_client_url, node.data_dir.display());
     }
     let url = |index: usize| &nodes[index % nodes.len()].advertise_client_url;
     text + &format!(
-        "\nTry it:\n  curl -X PUT --data hello {}/v1/kv/greeting\n  curl {}/v1/kv/greeting\n  curl {}/v1/cluster\n",
+        "\nTry it:\n  curl -X PUT --data hello {}/v1/kv/greeting\n  curl {}/v1/kv/greeting\n  curl {}/v1/cluster\n\n\
+         Ctrl-C stops the cluster; its data stays in {}\n",
         url(0),
         url(1),
-        url(2)
+        url(2),
+        data_dir.display()
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -64,7 +64,8 @@ mod tests {
         let nodes = ServeConfig::dev(2, Path::new("d"), 7480).unwrap();
         let expected = "n1  http://127.0.0.1:7480  d/n1\nn2  http://127.0.0.1:7482  d/n2\n\nTry it:\n  \
                         curl -X PUT --data hello http://127.0.0.1:7480/v1/kv/greeting\n  \
-                        curl http://127.0.0.1:7482/v1/kv/greeting\n  curl http://127.0.0.1:7480/v1/cluster\n";
-        assert_eq!(banner(&nodes), expected);
+                        curl http://127.0.0.1:7482/v1/kv/greeting\n  curl http://127.0.0.1:7480/v1/cluster\n\n\
+                        Ctrl-C stops the cluster; its data stays in d\n";
+        assert_eq!(banner(&nodes, Path::new("d")), expected);
     }
 }

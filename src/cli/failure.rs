@@ -63,6 +63,12 @@ impl Failure {
     }
 }
 
+/// Says something beside the result, on standard error.
+pub(super) fn note(text: &str) {
+    // Whoever closed standard error does not want to know.
+    let _ = writeln!(io::stderr(), "quorate: {text}");
+}
+
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         let exit = match &error {

@@ -29,6 +29,9 @@ const LOG_DEFAULT: &str = "quorate=info,warn,openraft=error,raft_log=warn,chunke
 /// What a development cluster logs: its terminal belongs to the person in front of it.
 const LOG_DEV: &str = "warn,openraft=error,quorate::node::forming=error";
 
+/// The version of the program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// How long the nodes of a development cluster may take to serve before it is given up.
 const DEV_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -42,7 +45,12 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     let threads = config.tuning.runtime_threads;
     block_on(threads, async move {
         let signals = signal()?;
-        let server = Server::open(server_config(config)).await.map_err(|error| failure(&error))?;
+        let config = server_config(config);
+        let (name, data_dir) = (config.node.member.name.clone(), config.node.data_dir.clone());
+        let peers = config.peer_addr.clone();
+        let server = Server::open(config).await.map_err(|error| failure(&error))?;
+        let clients = server.client_addr();
+        tracing::info!(version = VERSION, name, data_dir = %data_dir.display(), clients, peers, "starting");
         run_server(&server, signals, || {}, &stop).await
     })
 }
@@ -112,7 +120,15 @@ fn await_ready(news: &mpsc::Receiver<Result<(), Failure>>, nodes: usize) -> Resu
 fn dev_node(config: ServeConfig, stop: &CancellationToken, ready: impl FnOnce()) -> Result<(), Failure> {
     let threads = config.tuning.runtime_threads;
     block_on(threads, async move {
-        let server = Server::open(server_config(config)).await.map_err(|error| failure(&error))?;
+        let mut config = server_config(config);
+        // It runs where people browse the web.
+        config.api.local_hosts_only = true;
+        let server = Server::open(config).await.map_err(|error| match error {
+            ServerError::Listen { address, source, .. } => Failure::usage(format!(
+                "can't listen on {address}: {source}; stop the cluster that runs there, or give other ports with --port"
+            )),
+            error => failure(&error),
+        })?;
         run_server(&server, stop.cancelled(), ready, stop).await
     })
 }
@@ -137,11 +153,15 @@ async fn run_server(
     let result = tokio::select! {
         result = work => result,
         reason = server.failed() => Err(Failure::integrity(format!("ending after a local failure: {reason}"))),
-        () = signals => Ok(()),
+        () = signals => {
+            tracing::info!("stopping: a signal came");
+            Ok(())
+        }
         () = stop.cancelled() => Ok(()),
     };
     if server.node().fatal().reason().is_none() {
         server.stop().await;
+        tracing::info!("stopped");
     }
     result
 }
@@ -193,7 +213,6 @@ fn server_config(config: ServeConfig) -> ServerConfig {
         state: StateConfig { cache_bytes: bytes(tuning.value_cache_bytes), ..StateConfig::default() },
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,
-        log_entries_kept: tuning.log_entries_kept,
     };
     let member = Member {
         name: config.name.to_string(),

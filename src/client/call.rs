@@ -18,7 +18,7 @@ use crate::clock::{self, Instant};
 use crate::types::Revision;
 
 /// The most attempts of one call.
-const ATTEMPTS_MAX: u32 = 100;
+pub(super) const ATTEMPTS_MAX: u32 = 100;
 
 /// The wait before the second round over the endpoints; doubles from round to round, plus jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -176,7 +176,7 @@ impl Client {
             // One round over all endpoints goes without a wait: the trouble is likely that of a single node.
             let round_is_over = (attempts as usize).is_multiple_of(endpoints.len());
             let wait = if round_is_over { waits.next().unwrap_or(BACKOFF_MAX).max(pause) } else { Duration::ZERO };
-            if attempts >= ATTEMPTS_MAX || clock::now() + wait >= deadline {
+            if attempts >= self.shared.attempts_max || clock::now() + wait >= deadline {
                 return Err(unavailable(endpoint, &miss, attempts));
             }
             if !wait.is_zero() {

@@ -54,6 +54,7 @@ struct Shared {
     http: reqwest::Client,
     endpoints: Endpoints,
     timeout: Duration,
+    attempts_max: u32,
 }
 
 /// What a [`Client`] is made of.
@@ -61,13 +62,15 @@ struct Shared {
 pub struct Builder {
     endpoints: Vec<String>,
     timeout: Duration,
+    attempts_max: u32,
 }
 
 impl Client {
     /// A client of the default endpoint, to be changed before it is built.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { endpoints: vec![ENDPOINT_DEFAULT.to_owned()], timeout: TIMEOUT_DEFAULT }
+        let attempts_max = call::ATTEMPTS_MAX;
+        Builder { endpoints: vec![ENDPOINT_DEFAULT.to_owned()], timeout: TIMEOUT_DEFAULT, attempts_max }
     }
 
     /// The endpoints, as they were given.
@@ -92,6 +95,13 @@ impl Builder {
         self
     }
 
+    /// Ends every call after this many attempts, at least one: a look at a node that may be down should not wait for it.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: u32) -> Self {
+        self.attempts_max = attempts.clamp(1, call::ATTEMPTS_MAX);
+        self
+    }
+
     /// Builds the client. Connects to nothing yet.
     ///
     /// # Errors
@@ -108,7 +118,8 @@ impl Builder {
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| Error::Usage(format!("the HTTP client can't be set up: {error}")))?;
-        let endpoints = Endpoints::new(self.endpoints)?;
-        Ok(Client { shared: Arc::new(Shared { http, endpoints, timeout: self.timeout }) })
+        let endpoints = Endpoints::new(self.endpoints.clone())?;
+        let Self { timeout, attempts_max, .. } = self;
+        Ok(Client { shared: Arc::new(Shared { http, endpoints, timeout, attempts_max }) })
     }
 }

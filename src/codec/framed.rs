@@ -85,6 +85,11 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_frame_stay_as_they_are() {
+        assert_eq!(seal(*b"TEST", 1, b"some body"), b"TEST\x01some body\x90\xF9\xA4\xC1");
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let frame = seal(MAGIC, 1, b"some body");
         for bit in 0..frame.len() * 8 {

@@ -5,4 +5,6 @@
 //! each room that has a format owns its versions.
 
 pub mod framed;
+#[cfg(test)]
+pub(crate) mod golden;
 pub mod ordered;

@@ -105,6 +105,13 @@ mod tests {
     }
 
     #[test]
+    fn the_encoding_stays_as_it_is() {
+        for (plain, stored) in [(&b""[..], &b"\0\0"[..]), (b"ab", b"ab\0\0"), (b"a\0\xFFb", b"a\0\xFF\xFFb\0\0")] {
+            assert_eq!(encoded(plain, b""), stored);
+        }
+    }
+
+    #[test]
     fn a_missing_terminator_is_malformed() {
         assert_eq!(take_bytes(b"abc"), Err(Malformed));
         assert_eq!(take_bytes(b"abc\0"), Err(Malformed));

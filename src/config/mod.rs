@@ -29,8 +29,8 @@ pub const PEER_PORT_DEFAULT: u16 = 7481;
 /// The round-trip time between members that is reckoned with where none is named: a LAN with room for a busy disk.
 pub const RTT_DEFAULT: Duration = Duration::from_millis(10);
 
-/// The greatest round-trip time that can be set; beyond it an election would take minutes.
-pub const RTT_MAX: Duration = Duration::from_secs(5);
+/// The greatest round-trip time that can be set: the greatest for which there are timers.
+pub const RTT_MAX: Duration = crate::raft::RTT_MAX;
 
 /// The most nodes `dev` runs in one process.
 pub const DEV_NODES_MAX: u16 = 9;
@@ -43,10 +43,6 @@ const RUNTIME_THREADS_DEFAULT_MAX: usize = 8;
 
 /// The least log that is worth a snapshot, in bytes.
 const SNAPSHOT_LOG_BYTES_MIN: Size = Size(64 * 1024);
-
-/// The log entries that are kept behind a snapshot where no number is named: a few seconds to minutes of writes, so that a
-/// member that was restarted need not load a snapshot.
-const LOG_ENTRIES_KEPT_DEFAULT: u64 = 20_000;
 
 /// The smallest cache that works, in bytes.
 const CACHE_BYTES_MIN: Size = Size::mib(1);
@@ -103,8 +99,6 @@ pub struct Tuning {
     pub value_bytes_max: usize,
     /// A snapshot is due once the log grew by this many bytes, or by the last snapshot's size if that is more.
     pub snapshot_log_bytes: u64,
-    /// How many log entries stay behind a snapshot.
-    pub log_entries_kept: u64,
     /// Memory for recent log entries, in bytes.
     pub log_cache_bytes: u64,
     /// Memory for pages of the state engine, in bytes.
@@ -315,7 +309,6 @@ fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
     Ok(Tuning {
         value_bytes_max: usize::try_from(value_bytes_max).unwrap_or(VALUE_BYTES_MAX),
         snapshot_log_bytes: in_range("snapshot-log-bytes", snapshot_log, SNAPSHOT_LOG_BYTES_MIN, unlimited)?,
-        log_entries_kept: settings.log_entries_kept.unwrap_or(LOG_ENTRIES_KEPT_DEFAULT),
         log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
         state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(128))?,
         value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(64))?,

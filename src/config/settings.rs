@@ -60,15 +60,6 @@ pub struct Settings {
         help_heading = "Tuning"
     )]
     pub snapshot_log_bytes: Option<Size>,
-    /// Log entries kept behind a snapshot, for members that were away for a short while [default: 20000]
-    #[arg(
-        long,
-        env = "QUORATE_LOG_ENTRIES_KEPT",
-        hide_env_values = true,
-        value_name = "COUNT",
-        help_heading = "Tuning"
-    )]
-    pub log_entries_kept: Option<u64>,
     /// Memory for recent log entries [default: 64MiB]
     #[arg(long, env = "QUORATE_LOG_CACHE_BYTES", hide_env_values = true, value_name = "SIZE", help_heading = "Tuning")]
     pub log_cache_bytes: Option<Size>,
@@ -145,7 +136,6 @@ impl Settings {
             log_format: self.log_format.or(fallback.log_format),
             value_bytes_max: self.value_bytes_max.or(fallback.value_bytes_max),
             snapshot_log_bytes: self.snapshot_log_bytes.or(fallback.snapshot_log_bytes),
-            log_entries_kept: self.log_entries_kept.or(fallback.log_entries_kept),
             log_cache_bytes: self.log_cache_bytes.or(fallback.log_cache_bytes),
             state_cache_bytes: self.state_cache_bytes.or(fallback.state_cache_bytes),
             value_cache_bytes: self.value_cache_bytes.or(fallback.value_cache_bytes),

@@ -151,8 +151,8 @@ impl FormingDesk {
         Ok(())
     }
 
-    /// Records that the log was created; from now on it must be there.
-    pub(super) fn mark_log(&self) -> Result<(), DirectoryError> {
+    /// Records that the log was created and may hold a vote from now on.
+    pub(super) fn mark_log(&self) -> Result<Option<Identity>, DirectoryError> {
         let mut identity = self.identity.lock();
         if let Some(mine) = identity.as_mut()
             && !mine.has_log
@@ -161,7 +161,7 @@ impl FormingDesk {
             self.directory.write_identity(&marked)?;
             *mine = marked;
         }
-        Ok(())
+        Ok(identity.clone())
     }
 
     /// Answers one forming message.
@@ -339,3 +339,6 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
         _ => Err("not a forming message".into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 mod directory;
 mod forming;
+mod group;
 mod peer_desk;
 mod read;
 mod request;
@@ -18,7 +19,7 @@ pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, StartError};
-pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile};
+pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
 
 use tokio_util::task::TaskTracker;
 
@@ -26,8 +27,7 @@ use self::forming::FormingDesk;
 use self::peer_desk::PeerDesk;
 use crate::clock::{self, Instant};
 use crate::raft::{Fatal, Leader, RaftNode, SnapshotHandle, Timers};
-use crate::transport::PeerHandler;
-use crate::transport::tcp::TcpTransport;
+use crate::transport::{PeerHandler, Transport};
 use crate::types::{Member, NodeId, Revision};
 
 /// One running member of the group: a cheap handle.
@@ -39,10 +39,11 @@ struct Inner {
     timers: Timers,
     desk: Arc<FormingDesk>,
     peer_desk: Arc<PeerDesk>,
-    transport: Arc<TcpTransport>,
+    transport: Arc<dyn Transport>,
     fatal: Fatal,
     raft: OnceLock<RaftNode>,
     background: TaskTracker,
+    group: group::LastView,
 }
 
 impl Node {
@@ -78,11 +79,11 @@ impl Node {
         self.0.raft.get().map_or(Revision::ZERO, |raft| raft.applied().borrow().revision)
     }
 
-    /// The leader, where known. Cheap.
+    /// The leader, where known and heard from lately. Cheap.
     #[must_use]
     pub fn leader(&self) -> Option<(NodeId, Member)> {
         let raft = self.0.raft.get()?;
-        match raft.leader() {
+        match raft.leader_heard(self.0.timers.leader_silence()) {
             Leader::Me => Some((raft.id(), self.0.member.clone())),
             Leader::Other(id, member) => Some((id, member)),
             Leader::None => None,

@@ -1,16 +1,17 @@
 //! Where calls of other members arrive: forming messages from the first moment on, Raft's once it runs.
 //!
 //! The first byte tells them apart: Raft's messages begin with their format version, which stays below 128, forming
-//! messages with [`FORMING`].
+//! messages with [`FORMING`], questions about the group with [`GROUP`].
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
-//! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`).
+//! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`, `group`).
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::forming::FormingDesk;
+use super::group::{GROUP, GroupDesk};
 use crate::transport::{BoxFuture, Channel, PeerHandler};
 
 /// The first byte of a forming message.
@@ -19,7 +20,7 @@ pub(super) const FORMING: u8 = 0xF0;
 /// Answers other members.
 pub(super) struct PeerDesk {
     forming: Arc<FormingDesk>,
-    raft: OnceLock<Arc<dyn PeerHandler>>,
+    raft: OnceLock<(Arc<dyn PeerHandler>, GroupDesk)>,
 }
 
 impl PeerDesk {
@@ -27,10 +28,10 @@ impl PeerDesk {
         Self { forming, raft: OnceLock::new() }
     }
 
-    /// From now on Raft's messages are answered, too.
-    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>) {
+    /// From now on Raft's messages and questions about the group are answered, too.
+    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk) {
         // Opened once, at the end of the start.
-        let _ = self.raft.set(raft);
+        let _ = self.raft.set((raft, group));
     }
 }
 
@@ -42,7 +43,8 @@ impl PeerHandler for PeerDesk {
                 let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
-            (Some(_), Some(raft)) => raft.handle(channel, request),
+            (Some(&GROUP), Some((_, group))) => Box::pin(std::future::ready(group.handle(&request))),
+            (Some(_), Some((raft, _))) => raft.handle(channel, request),
             _ => Box::pin(std::future::ready(None)),
         }
     }

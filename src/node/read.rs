@@ -19,6 +19,10 @@ impl Node {
     /// [`ReadError`].
     pub async fn read(&self, options: ReadOptions) -> Result<ReadView, ReadError> {
         let raft = self.raft().map_err(ReadError::NotReady)?;
+        // First: a bound that was proven before a wait says nothing about the data behind it.
+        if let Some(revision) = options.min_revision {
+            wait_for_revision(raft, revision, options.deadline).await?;
+        }
         let staleness = match options.consistency {
             Consistency::Linearizable => {
                 raft.read_barrier(options.deadline).await.map_err(barrier_error)?;
@@ -27,9 +31,6 @@ impl Node {
             Consistency::Stale => raft.staleness(),
             Consistency::Bounded { max_staleness } => bounded(raft, max_staleness, &options).await?,
         };
-        if let Some(revision) = options.min_revision {
-            wait_for_revision(raft, revision, options.deadline).await?;
-        }
         let reader = raft.reader();
         let view = match options.at_revision {
             None => reader.view(),

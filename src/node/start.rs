@@ -13,11 +13,11 @@ use tokio_util::task::TaskTracker;
 use super::Node;
 use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
+use super::group::GroupDesk;
 use super::peer_desk::PeerDesk;
-use crate::raft::{Fatal, OpenError, RaftConfig, RaftIdentity, RaftNode};
+use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
 use crate::transport::Transport;
-use crate::transport::tcp::TcpTransport;
 use crate::types::{Member, NodeId};
 
 /// What a node is started with.
@@ -56,7 +56,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError::Directory`] or [`StartError::NoIdentity`].
-    pub fn open(config: &NodeConfig, transport: TcpTransport) -> Result<Self, StartError> {
+    pub fn open(config: &NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         let directory = Arc::new(Directory::open(&config.data_dir)?);
         let identity = directory.identity(&config.member.name)?;
         if identity.is_none() && config.first_members.is_none() {
@@ -69,10 +69,11 @@ impl Node {
             timers: config.raft.timers,
             peer_desk: Arc::new(PeerDesk::new(desk.clone())),
             desk,
-            transport: Arc::new(transport),
+            transport,
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             background: TaskTracker::new(),
+            group: super::group::LastView::default(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -83,29 +84,40 @@ impl Node {
     /// # Errors
     /// [`StartError`].
     pub async fn start(&self, config: &NodeConfig, metrics: &Metrics) -> Result<(), StartError> {
-        let transport: Arc<dyn Transport> = self.0.transport.clone();
+        let transport = self.0.transport.clone();
         let mut first = None;
         if self.0.desk.identity().is_none() {
             let members = config.first_members.as_ref();
             let members = members.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
             first = self.form(&transport, members).await?.members;
         }
-        let identity = self.0.desk.identity().ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
+        let identity = self.settle_log(config).await?;
         let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
-        // The log is on disk, and nothing was promised on it yet: nobody reaches Raft before its handler is known. So a
-        // crash before this line leaves a node that may begin anew, and one behind it a log that must be there.
-        self.0.desk.mark_log()?;
+        // Known from here on, so that stopping ends it however far the start comes. Set once: a node is started once.
+        let raft = self.0.raft.get_or_init(|| raft);
         let initialized = raft.is_initialized().await?;
         self.0.desk.set_initialized(initialized);
-        self.0.peer_desk.open(raft.handler());
+        let silence = config.raft.timers.leader_silence();
+        let group = GroupDesk::new(identity.cluster, raft.clone(), self.0.transport.clone(), silence);
+        self.0.peer_desk.open(raft.handler(), group);
         if !initialized {
-            self.initialize(&transport, config.first_members.as_ref(), first, &identity, &raft).await?;
+            self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
         }
-        // Set once: a node is started once.
-        let _ = self.0.raft.set(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
+    }
+
+    /// Creates the log and then records that there is one, in this order: a crash in between must not look like a loss.
+    /// Recording syncs the node's directory, and with it the log's entry there.
+    async fn settle_log(&self, config: &NodeConfig) -> Result<Identity, StartError> {
+        let no_identity = || StartError::NoIdentity(config.data_dir.clone());
+        if !self.0.desk.identity().ok_or_else(no_identity)?.has_log {
+            let (dir, log) = (config.raft.data_dir.join("log"), config.raft.log.clone());
+            let creating = tokio::task::spawn_blocking(move || LogStore::open(&dir, log).map(drop));
+            creating.await.map_err(|error| OpenError::Io(error.into()))?.map_err(OpenError::Log)?;
+        }
+        self.0.desk.mark_log()?.ok_or_else(no_identity)
     }
 
     async fn form(&self, transport: &Arc<dyn Transport>, first: &FirstMembers) -> Result<Formed, StartError> {
@@ -140,5 +152,41 @@ impl Node {
             desk.set_initialized(true);
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::{LogConfig, Timers};
+    use crate::state::StateConfig;
+    use crate::transport::memory::Network;
+    use crate::types::ClusterId;
+
+    #[tokio::test]
+    async fn a_crash_right_behind_the_record_of_the_log_is_not_taken_for_its_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = Member { name: "n1".into(), ..Member::default() };
+        let config = NodeConfig {
+            data_dir: dir.path().to_owned(),
+            member,
+            first_members: Some(BTreeMap::from([("n1".into(), "127.0.0.1:1".into())])),
+            raft: RaftConfig {
+                data_dir: dir.path().to_owned(),
+                timers: Timers::default(),
+                log: LogConfig::default(),
+                state: StateConfig::default(),
+                engine_cache_bytes: 1 << 20,
+                snapshot_log_bytes: 1 << 20,
+            },
+        };
+        let transport = || Arc::new(Network::new().endpoint("n1"));
+        let node = Node::open(&config, transport()).unwrap();
+        let identity = Identity { cluster: ClusterId::new(7), id: NodeId::new(1), name: "n1".into(), has_log: false };
+        node.0.desk.adopt(identity).unwrap();
+        assert!(node.settle_log(&config).await.unwrap().has_log);
+        // The crash.
+        drop(node);
+        assert!(Node::open(&config, transport()).is_ok());
     }
 }

@@ -21,7 +21,9 @@ pub enum Role {
     Candidate,
     /// Follows without a vote.
     Learner,
-    /// Stopped, or not yet a member.
+    /// It is starting: the cluster is not formed yet, or the log is being replayed.
+    Starting,
+    /// Stopped.
     Shutdown,
 }
 
@@ -77,7 +79,16 @@ pub struct Sizes {
     pub snapshot_bytes: u64,
 }
 
-/// The group as this node sees it.
+/// Whose view of the group is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The leader's: the logs are compared with its own.
+    Leader,
+    /// That of the node that was asked: no leader answered it.
+    Local,
+}
+
+/// The group.
 #[derive(Debug, Clone)]
 pub struct ClusterStatus {
     /// Its id.
@@ -86,11 +97,13 @@ pub struct ClusterStatus {
     pub term: Term,
     /// The leader, where known.
     pub leader: Option<NodeId>,
+    /// Whose view this is.
+    pub source: Source,
     /// The members, by id.
     pub members: Vec<MemberStatus>,
 }
 
-/// One member as this node sees it.
+/// One member of the group.
 #[derive(Debug, Clone)]
 pub struct MemberStatus {
     /// Its id.
@@ -99,13 +112,13 @@ pub struct MemberStatus {
     pub member: Member,
     /// Whether it votes.
     pub voter: bool,
-    /// Whether this node has heard from it lately; `None` if this node does not talk to it.
-    pub reachable: Option<bool>,
-    /// The last entry known to be in its log; known to the leader alone, and to each node of itself.
+    /// Whether it was heard from lately: by the leader, or by the node that was asked.
+    pub reachable: bool,
+    /// The last entry known to be in its log.
     pub matched_index: Option<LogIndex>,
-    /// Entries it lacks; known where `matched_index` is.
+    /// Entries it lacks of the longest log that was seen; known where `matched_index` is.
     pub lag_entries: Option<u64>,
-    /// Round-trip time of the last call to it, in milliseconds.
+    /// Round-trip time of calls to it, in milliseconds; `None` where there are none.
     pub rtt_ms: Option<f64>,
 }
 
@@ -124,9 +137,6 @@ pub struct SnapshotFile {
     pub(super) _held: SnapshotHandle,
 }
 
-/// A member that was not heard from for longer than this many longest election timeouts counts as unreachable.
-const UNREACHABLE_ELECTIONS: u32 = 2;
-
 impl Node {
     /// This node.
     #[must_use]
@@ -138,7 +148,7 @@ impl Node {
             id: identity.as_ref().map_or(NodeId::ZERO, |identity| identity.id),
             cluster_id: identity.as_ref().map_or(ClusterId::ZERO, |identity| identity.cluster),
             member: self.0.member.clone(),
-            role: Role::Shutdown,
+            role: Role::Starting,
             leader: None,
             term: Term::ZERO,
             last_log_index: None,
@@ -195,43 +205,6 @@ impl Node {
             return Err("the leader can't reach a quorum".into());
         }
         Ok(())
-    }
-
-    /// The group.
-    #[must_use]
-    pub fn cluster(&self) -> ClusterStatus {
-        let status = self.status();
-        let mut cluster = ClusterStatus {
-            cluster_id: status.cluster_id,
-            term: status.term,
-            leader: status.leader.as_ref().map(|(id, _)| *id),
-            members: Vec::new(),
-        };
-        let Ok(raft) = self.raft() else { return cluster };
-        let of_raft = raft.status();
-        let last = of_raft.last_log_index();
-        for (id, member, voter) in of_raft.members() {
-            let me = id == status.id;
-            let matched = if me { last.map(LogIndex::new) } else { of_raft.matched(id).map(|position| position.index) };
-            let limit = self.0.timers.election_max * UNREACHABLE_ELECTIONS;
-            let reachable = match (me, status.role) {
-                (true, _) => Some(true),
-                (false, Role::Leader) => Some(of_raft.heard_from(id).is_some_and(|age| age < limit)),
-                (false, _) => self.0.transport.last_ok(&member.peer_addr).map(|at| at.elapsed() < limit),
-            };
-            let lag = matched.zip(last).map(|(matched, last)| last.saturating_sub(matched.get()));
-            let rtt = self.0.transport.rtt(&member.peer_addr);
-            cluster.members.push(MemberStatus {
-                id,
-                voter,
-                reachable,
-                matched_index: matched,
-                lag_entries: lag,
-                rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-                member,
-            });
-        }
-        cluster
     }
 }
 

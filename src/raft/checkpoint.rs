@@ -1,10 +1,13 @@
 //! The thread that moves applied records from memory to the state engine.
 //!
-//! Guarantees: one thread per state machine, ended when its owner lets go of it; a failed flush ends the process; whoever
-//! waits for room is woken after each checkpoint. Leaves out: what a checkpoint does (`state::Checkpointer`).
+//! Guarantees: one thread per state machine, ended when its owner lets go of it ([`CheckpointThread::end`] waits until it
+//! has); a failed flush or a panic ends the process; whoever waits for room is woken after each checkpoint. Leaves out:
+//! what a checkpoint does (`state::Checkpointer`).
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
@@ -16,6 +19,7 @@ use crate::state::Checkpointer;
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
     handle: Checkpointer,
+    thread: Option<JoinHandle<()>>,
     done: Arc<Notify>,
     fatal: Fatal,
 }
@@ -29,13 +33,15 @@ impl CheckpointThread {
         let work = move || {
             while checkpointer.wait() {
                 let started = clock::now();
-                match checkpointer.run() {
-                    Ok(report) => {
+                // Without this thread the overlay fills up, and whoever waits for room waits for ever.
+                match catch_unwind(AssertUnwindSafe(|| checkpointer.run())) {
+                    Ok(Ok(report)) => {
                         metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
                         metrics.checkpoint_records.inc_by(report.records as u64);
                         tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
                     }
-                    Err(error) => raise.raise(&format!("writing a checkpoint of the state failed: {error}")),
+                    Ok(Err(error)) => raise.raise(&format!("writing a checkpoint of the state failed: {error}")),
+                    Err(_) => raise.raise("writing a checkpoint of the state panicked; its message stands above"),
                 }
                 notify.notify_waiters();
                 if raise.reason().is_some() {
@@ -43,8 +49,18 @@ impl CheckpointThread {
                 }
             }
         };
-        std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { handle, done, fatal })
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
+        Ok(Self { handle, thread: Some(thread), done, fatal })
+    }
+
+    /// Ends the thread and waits until it has: its engine's directory may be removed then, which a checkpoint that is
+    /// still at work would take for a failing disk.
+    pub(super) async fn end(mut self) {
+        self.handle.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was told on the thread itself.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
     }
 
     /// Asks for a checkpoint soon.

@@ -45,6 +45,18 @@ impl Timers {
     }
 }
 
+/// Silent for this many longest election timeouts, a leader counts as gone.
+const SILENCE_ELECTIONS: u32 = 2;
+
+impl Timers {
+    /// How long a leader may be silent before it is not called leader any more: in a connected majority another one was
+    /// elected by then.
+    #[must_use]
+    pub fn leader_silence(&self) -> Duration {
+        self.election_max * SILENCE_ELECTIONS
+    }
+}
+
 impl Default for Timers {
     fn default() -> Self {
         Self::for_rtt(LAN_RTT)
@@ -66,12 +78,10 @@ pub struct RaftConfig {
     pub engine_cache_bytes: usize,
     /// A snapshot is built once the log since the last one outgrows this and the last snapshot's size, in bytes.
     pub snapshot_log_bytes: u64,
-    /// Log entries kept behind a snapshot, so that a follower that was away for a short while need not load it.
-    pub log_entries_kept: u64,
 }
 
-/// The log is purged in steps of this many entries, so that not every snapshot costs a record of its own.
-const PURGE_ENTRIES_MIN: u64 = 1_000;
+/// Log entries kept behind a snapshot, so that a follower that was away for a short while need not load it.
+const LOG_ENTRIES_KEPT: u64 = 20_000;
 
 /// The most entries in one append call; their bytes are bounded by the log store's read limit.
 const APPEND_ENTRIES_MAX: u64 = 1_024;
@@ -97,10 +107,10 @@ impl RaftConfig {
             quorum_loss_probe_interval: Some(ms(election_max) * 2),
             // Snapshots are asked for by size of the log (`maintenance`), not by count of entries.
             snapshot_policy: openraft::SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: self.log_entries_kept,
-            purge_batch_size: PURGE_ENTRIES_MIN,
+            max_in_snapshot_log_to_keep: LOG_ENTRIES_KEPT,
+            purge_batch_size: 1_000,
             max_payload_entries: APPEND_ENTRIES_MAX,
-            replication_lag_threshold: self.log_entries_kept,
+            replication_lag_threshold: LOG_ENTRIES_KEPT,
             ..openraft::Config::default()
         }
         .validate()

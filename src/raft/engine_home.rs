@@ -1,15 +1,18 @@
 //! Where state engines live: `state/<generation>/`, one directory per fresh start of the state machine.
 //!
 //! A snapshot is never loaded over living data: it is loaded into the next generation, which is used once it is complete,
-//! and the older one is removed then. Guarantees: a generation without a durable marker (a load that was interrupted) is
-//! never served from: it reads as an empty state, and recovery compares it with log and snapshots. Leaves out: what is in
-//! them.
+//! and the older one is removed once its last user has let go of it. Guarantees: a generation without a durable marker (a
+//! load that was interrupted) is never served from: it reads as an empty state, and recovery compares it with log and
+//! snapshots; a directory is only removed after its engine was closed. Leaves out: what is in them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::storage::{self, Engine, SledConfig, SledEngine};
+use bytes::Bytes;
+
+use crate::storage::{self, Batch, Engine, Scan, SledConfig, SledEngine};
 
 /// The directory of generations.
 #[derive(Debug, Clone)]
@@ -18,10 +21,13 @@ pub(super) struct EngineHome {
     cache_bytes: usize,
 }
 
-/// An engine with its generation number.
+/// An engine with its place. The state machine holds its engine, so the last reader of a state closes it.
 pub(super) struct Generation {
-    pub(super) number: u64,
-    pub(super) engine: Arc<dyn Engine>,
+    path: PathBuf,
+    number: u64,
+    retired: AtomicBool,
+    /// Taken when this is dropped, and not before.
+    engine: Option<SledEngine>,
 }
 
 impl EngineHome {
@@ -45,33 +51,133 @@ impl EngineHome {
     }
 
     /// Opens the newest generation; the first one if there is none.
-    pub(super) fn open_newest(&self) -> Result<Generation, storage::Error> {
+    pub(super) fn open_newest(&self) -> Result<Arc<Generation>, storage::Error> {
         self.open(self.numbers()?.first().copied().unwrap_or(1))
     }
 
     /// Creates the next generation, empty.
-    pub(super) fn open_fresh(&self) -> Result<Generation, storage::Error> {
+    pub(super) fn open_fresh(&self) -> Result<Arc<Generation>, storage::Error> {
         self.open(self.numbers()?.first().map_or(1, |newest| newest + 1))
     }
 
-    fn open(&self, number: u64) -> Result<Generation, storage::Error> {
+    fn open(&self, number: u64) -> Result<Arc<Generation>, storage::Error> {
         let path = self.dir.join(number.to_string());
         let config = SledConfig { cache_bytes: self.cache_bytes, ..SledConfig::default() };
-        Ok(Generation { number, engine: Arc::new(SledEngine::open(&path, &config)?) })
+        let engine = Some(SledEngine::open(&path, &config)?);
+        Ok(Arc::new(Generation { path, number, retired: AtomicBool::new(false), engine }))
     }
 
-    /// Removes every generation but this one. What can't be removed is told and left: it only takes space.
-    pub(super) fn retire_others(&self, keep: u64) {
+    /// Removes every other generation that nobody has open: what earlier lives of this process left behind.
+    pub(super) fn remove_others(&self, keep: &Generation) {
         let Ok(numbers) = self.numbers() else { return };
-        for number in numbers.into_iter().filter(|number| *number != keep) {
-            let path = self.dir.join(number.to_string());
-            if let Err(error) = std::fs::remove_dir_all(&path) {
-                tracing::warn!(path = %path.display(), %error, "can't remove an old state generation");
-            }
+        for number in numbers.into_iter().filter(|number| *number != keep.number) {
+            remove(&self.dir.join(number.to_string()));
         }
     }
 
     fn error(&self, action: &str, source: io::Error) -> storage::Error {
         storage::Error::Io { action: format!("{action} {}", self.dir.display()), source }
+    }
+}
+
+/// What can't be removed is told and left: it only takes space.
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "can't remove an old state generation");
+    }
+}
+
+impl Generation {
+    /// Its directory is removed once the last user has let go of it.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    #[cfg(test)]
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn engine(&self) -> &SledEngine {
+        self.engine.as_ref().expect("taken only when dropped")
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let (engine, retired, path) = (self.engine.take(), self.retired.load(Ordering::Acquire), self.path.clone());
+        if !retired {
+            return;
+        }
+        // Closing flushes, and the last user may be a request. Closing an engine whose files are gone would abort the
+        // process, so the files go last.
+        let close = move || {
+            drop(engine);
+            remove(&path);
+        };
+        if let Err(error) = std::thread::Builder::new().name("retire".into()).spawn(close) {
+            tracing::warn!(%error, "an old state generation is left to the next start");
+        }
+    }
+}
+
+impl Engine for Generation {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, storage::Error> {
+        self.engine().get(key)
+    }
+
+    fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, storage::Error> {
+        self.engine().scan(scan)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), storage::Error> {
+        self.engine().commit(batch)
+    }
+
+    fn flush(&self) -> Result<(), storage::Error> {
+        self.engine().flush()
+    }
+
+    fn size_on_disk(&self) -> Result<u64, storage::Error> {
+        self.engine().size_on_disk()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Write;
+
+    #[test]
+    fn a_retired_generation_serves_its_last_user_and_then_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = EngineHome::new(dir.path(), 1024 * 1024);
+        let old = home.open_newest().unwrap();
+        old.commit(vec![Write::Put(Bytes::from("k"), Bytes::from("v"))]).unwrap();
+        let new = home.open_fresh().unwrap();
+        old.retire();
+        assert_eq!(old.get(b"k").unwrap().as_deref(), Some(&b"v"[..]), "still open");
+        old.flush().unwrap();
+        drop(old);
+        let deadline = crate::clock::now() + std::time::Duration::from_secs(30);
+        while dir.path().join("1").exists() {
+            assert!(crate::clock::now() < deadline, "the directory stays");
+            std::thread::yield_now();
+        }
+        assert_eq!(new.get(b"k").unwrap(), None);
+        assert_eq!(home.numbers().unwrap(), [2]);
+    }
+
+    #[test]
+    fn what_an_earlier_life_left_is_removed_and_foreign_names_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["3", "7", "notes"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let home = EngineHome::new(dir.path(), 1024 * 1024);
+        let newest = home.open_newest().unwrap();
+        home.remove_others(&newest);
+        assert_eq!(home.numbers().unwrap(), [7]);
+        assert!(dir.path().join("notes").exists());
     }
 }

@@ -3,11 +3,18 @@
 //! Guarantees: cheap to ask, and changes can be awaited. Leaves out: proof. Somebody else may lead by now; whoever acts on
 //! an answer must be able to be refused.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 
+use tokio_util::sync::CancellationToken;
+
 use super::types::TypeConfig;
+use crate::clock::{self, Instant};
 use crate::types::{Member, NodeId};
 
 /// Who leads.
@@ -21,16 +28,62 @@ pub enum Leader {
     None,
 }
 
+/// No call of a leader yet.
+const NEVER: u64 = u64::MAX;
+
 /// Asks openraft's metrics. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Leadership {
     me: NodeId,
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    /// When the leader last called, in milliseconds since `epoch`; [`NEVER`] in this life.
+    heard_ms: Arc<AtomicU64>,
+    epoch: Instant,
 }
 
 impl Leadership {
     pub(super) fn new(me: NodeId, metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>) -> Self {
-        Self { me, metrics }
+        Self { me, metrics, heard_ms: Arc::new(AtomicU64::new(NEVER)), epoch: clock::now() }
+    }
+
+    /// The leader called: it is alive, and reaches this node.
+    pub(super) fn heard(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// As [`Self::leader`], but another leader that was silent for longer than `silence` counts as none: openraft goes on
+    /// naming it until the next one is elected, which without a quorum is never.
+    pub(super) fn leader_heard(&self, silence: Duration) -> Leader {
+        // After a start the vote on disk names a leader of the last life.
+        let heard = Some(self.heard_ms.load(Ordering::Relaxed)).filter(|heard| *heard != NEVER);
+        let silent = heard.is_none_or(|heard| (self.epoch + Duration::from_millis(heard)).elapsed() > silence);
+        match self.leader() {
+            Leader::Other(..) if silent => Leader::None,
+            leader => leader,
+        }
+    }
+
+    /// Tells the log who leads, whenever that changes, until `shutdown`.
+    pub(super) async fn tell(self, silence: Duration, shutdown: CancellationToken) {
+        let mut changes = self.subscribe();
+        let mut told = None;
+        loop {
+            let leader = self.leader_heard(silence);
+            if leader.is_known() != told.is_some() || told.as_ref().is_some_and(|told| *told != leader) {
+                match &leader {
+                    Leader::Me => tracing::info!("this node leads"),
+                    Leader::Other(id, member) => tracing::info!(leader = member.name, id = id.get(), "following"),
+                    Leader::None => tracing::warn!("no leader is heard from"),
+                }
+                told = leader.is_known().then_some(leader);
+            }
+            // Silence brings no news by itself, so it is looked for.
+            let news = tokio::time::timeout(silence, changes.changed());
+            if shutdown.run_until_cancelled(news).await.is_none() {
+                return;
+            }
+        }
     }
 
     pub(super) fn leader(&self) -> Leader {
@@ -56,6 +109,10 @@ impl Leadership {
 }
 
 impl Leader {
+    fn is_known(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     pub(super) fn id(&self) -> Option<NodeId> {
         match self {
             Self::Other(id, _) => Some(*id),

@@ -1,7 +1,7 @@
 //! What a node does by itself in the background: snapshots by size of the log, freshness of reads, watching for the end.
 //!
 //! Guarantees: a snapshot is asked for once the log has outgrown both the configured size and the last snapshot, so that
-//! writing snapshots at most doubles what is written, and when none is left that the log continues; a node that serves bounded reads refreshes its proof of freshness.
+//! writing snapshots at most doubles what is written; the log stays within a small multiple of that size; a node that serves bounded reads refreshes its proof of freshness.
 //! Leaves out: how any of it is done.
 
 use std::time::Duration;
@@ -20,6 +20,10 @@ use crate::clock;
 
 /// How often the size of the log is looked at.
 const SIZE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The log is purged behind snapshots once it is larger than this many times what triggers one. (openraft purges by count
+/// of entries, which for large ones would be far too late.)
+const LOG_SIZES_KEPT: u64 = 2;
 
 /// How old the proof of freshness may grow before it is renewed in the background.
 const FRESHNESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -79,9 +83,13 @@ async fn snapshots_by_size(
             covered = asked_at.take().unwrap_or_else(written);
         }
         let threshold = snapshot_log_bytes.max(newest.map_or(0, |file| file.file_bytes()));
-        // A newer file has turned out damaged, and the log no longer goes on from this one.
-        let outlived = newest_position.is_some_and(|newest| newest < log.purged());
-        if written().saturating_sub(covered) < threshold && !outlived {
+        if log.size_on_disk() > threshold.saturating_mul(LOG_SIZES_KEPT)
+            && let Some(index) = purgeable(&state, &log)
+            && raft.trigger().purge_log(index).await.is_err()
+        {
+            return;
+        }
+        if written().saturating_sub(covered) < threshold {
             continue;
         }
         asked_at.get_or_insert_with(written);
@@ -89,6 +97,15 @@ async fn snapshots_by_size(
             return;
         }
     }
+}
+
+/// Up to where the log may be purged at most: an older snapshot if that frees anything, so that a member that was away for
+/// a short while still finds what it lacks, else the newest.
+fn purgeable(state: &StateAccess, log: &LogStore) -> Option<u64> {
+    let purged = log.purged();
+    let mut positions: Vec<_> = state.snapshots.all().iter().filter_map(|file| file.meta().position).collect();
+    positions.sort_unstable();
+    positions.into_iter().find(|position| Some(*position) > purged).map(|position| position.index.get())
 }
 
 /// Renews the proof that local data is fresh, so that bounded reads find one.

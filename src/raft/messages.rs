@@ -229,6 +229,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::codec::golden;
+    use crate::raft::types::{Entry, LeaderId, Membership, Payload};
+    use crate::state::{Batch, Rejection};
+    use crate::types::{Member, Term};
 
     const ENVELOPE: Envelope = Envelope { cluster: ClusterId::new(7), from: NodeId::new(1), to: NodeId::new(2) };
 
@@ -258,9 +262,97 @@ mod tests {
         assert_eq!(decode_request(&newer, ENVELOPE.cluster, ENVELOPE.to).unwrap_err(), MessageError::Newer(9));
     }
 
+    fn vote() -> Vote {
+        Vote::new_committed(Term::new(3), NodeId::new(1))
+    }
+
+    fn log_id(index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term: Term::new(3), node_id: NodeId::new(1) }, index }
+    }
+
+    /// Every request, with every kind of entry.
+    fn requests() -> Vec<(&'static str, Request)> {
+        let member = Member {
+            name: "n1".into(),
+            peer_addr: "h1:7481".into(),
+            client_url: "http://h1:7480".into(),
+            zone: "dc1".into(),
+        };
+        let membership = Membership::from(std::collections::BTreeMap::from([(NodeId::new(1), member)]));
+        let payloads = [
+            Payload::Blank,
+            Payload::Normal(Batch::from(Bytes::from("batch"))),
+            Payload::Membership(membership.clone()),
+        ];
+        let entries = payloads.into_iter().zip(300..).map(|(payload, index)| Entry { log_id: log_id(index), payload });
+        let append = AppendEntriesRequest {
+            vote: vote(),
+            prev_log_id: Some(log_id(299)),
+            entries: entries.collect(),
+            leader_commit: Some(log_id(298)),
+        };
+        let meta = SnapshotMeta {
+            last_log_id: Some(log_id(9)),
+            last_membership: crate::raft::types::StoredMembership::new(Some(log_id(8)), membership),
+        };
+        let offer = SnapshotOffer { vote: vote(), meta, file_bytes: 1_000, sha256: [7; 32] };
+        let part = SnapshotPart { sha256: [7; 32], offset: 300, crc: 0xC0FF_EE00, bytes: Bytes::from("part") };
+        let ask = VoteRequest { vote: vote(), last_log_id: Some(log_id(9)), leadership_transfer: true };
+        vec![
+            ("append", Request::Append(append)),
+            ("vote", Request::Vote(ask.clone())),
+            ("pre_vote", Request::PreVote(VoteRequest::new(vote(), None))),
+            (
+                "transfer_leader",
+                Request::TransferLeader { from: vote(), to: NodeId::new(2), last_log_id: Some(log_id(9)) },
+            ),
+            ("snapshot_begin", Request::SnapshotBegin(offer.clone())),
+            ("snapshot_part", Request::SnapshotPart(part)),
+            ("snapshot_end", Request::SnapshotEnd(offer)),
+            ("read_index", Request::ReadIndex { timeout_ms: 5 }),
+            ("forward", Request::Forward { commands: Bytes::from("commands"), timeout_ms: 300 }),
+        ]
+    }
+
+    /// Every answer, with every refusal.
+    fn responses() -> Vec<(&'static str, Response)> {
+        let granted = VoteResponse { vote: vote(), vote_granted: true, last_log_id: Some(log_id(9)) };
+        let outcome = Err(Rejection::ReplyTooLarge { limit_bytes: 8 });
+        let other = Some(NodeId::new(2));
+        vec![
+            ("appended", Response::Append(AppendEntriesResponse::Success)),
+            ("appended_in_part", Response::Append(AppendEntriesResponse::PartialSuccess(Some(log_id(9))))),
+            ("append_conflict", Response::Append(AppendEntriesResponse::Conflict)),
+            ("append_higher_vote", Response::Append(AppendEntriesResponse::HigherVote(vote()))),
+            ("voted", Response::Vote(granted)),
+            ("leader_transferred", Response::TransferLeader(Ok(()))),
+            ("leader_not_transferred", Response::TransferLeader(Err("why".into()))),
+            ("snapshot_progress", Response::SnapshotProgress { received: 300 }),
+            ("snapshot_installed", Response::SnapshotInstalled(SnapshotResponse::new(vote()))),
+            ("index_read", Response::ReadIndex(Ok(LogIndex::new(300)))),
+            ("index_not_leader", Response::ReadIndex(Err(ReadIndexRefusal::NotLeader(other)))),
+            ("index_no_quorum", Response::ReadIndex(Err(ReadIndexRefusal::NoQuorum))),
+            ("forwarded", Response::Forward(Ok(vec![outcome]))),
+            ("forward_not_leader", Response::Forward(Err(ForwardRefusal::NotLeader(other)))),
+            ("forward_not_proposed", Response::Forward(Err(ForwardRefusal::NotProposed("why".into())))),
+            ("forward_unknown", Response::Forward(Err(ForwardRefusal::Unknown("why".into())))),
+            ("refused", Response::Refused("why".into())),
+        ]
+    }
+
     #[test]
     fn the_bytes_of_format_one_stay_readable() {
-        assert_eq!(&bytes()[..], b"\x01\x07\x01\x02\x07\x05");
+        let (requests, responses) = (requests(), responses());
+        let written = requests.iter().map(|(name, request)| (*name, encode_request(ENVELOPE, request)));
+        let written = written.chain(responses.iter().map(|(name, response)| (*name, encode_response(response))));
+        let stored = golden::check("peer-messages-v1", written.map(|(name, bytes)| (name, bytes.unwrap().to_vec())));
+        for (name, request) in requests {
+            let (envelope, read) = decode_request(&stored[name], ENVELOPE.cluster, ENVELOPE.to).unwrap();
+            assert_eq!((envelope, format!("{read:?}")), (ENVELOPE, format!("{request:?}")), "{name}");
+        }
+        for (name, response) in responses {
+            assert_eq!(format!("{:?}", decode_response(&stored[name]).unwrap()), format!("{response:?}"), "{name}");
+        }
     }
 
     proptest! {

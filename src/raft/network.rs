@@ -48,7 +48,7 @@ impl Peers {
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
         let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
         let answer = self.transport.call(address, channel, bytes, clock::now() + timeout).await?;
-        match decode_response(&answer).map_err(|error| PeerError::Refused(error.to_string()))? {
+        match decode_response(&answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
             Response::Refused(reason) => Err(PeerError::Refused(reason)),
             response => Ok(response),
         }
@@ -64,13 +64,16 @@ pub(super) enum PeerError {
     /// It answered that it could not act, or with something else than was asked.
     #[error("the peer refused: {0}")]
     Refused(String),
+    /// It answered, but the answer can't be read here (a newer program may say more): it may well have acted.
+    #[error("the answer of the peer can't be understood: {0}")]
+    NotUnderstood(String),
 }
 
 impl PeerError {
     /// Whether the request may have been acted on.
     pub(super) fn may_have_arrived(&self) -> bool {
         match self {
-            Self::Call(CallError::NoAnswer { .. }) => true,
+            Self::Call(CallError::NoAnswer { .. }) | Self::NotUnderstood(_) => true,
             Self::Call(CallError::Unreachable { .. } | CallError::TooLarge { .. }) | Self::Refused(_) => false,
         }
     }
@@ -81,7 +84,9 @@ impl From<PeerError> for RPCError<TypeConfig> {
         match error {
             // The connection is there, the answer is late: try again at once.
             PeerError::Call(CallError::NoAnswer { .. }) => Self::Network(NetworkError::new(&AnyError::error(&error))),
-            PeerError::Call(_) | PeerError::Refused(_) => Self::Unreachable(Unreachable::new(&AnyError::error(&error))),
+            PeerError::Call(_) | PeerError::Refused(_) | PeerError::NotUnderstood(_) => {
+                Self::Unreachable(Unreachable::new(&AnyError::error(&error)))
+            }
         }
     }
 }
@@ -201,6 +206,42 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             Response::TransferLeader(Ok(())) => Ok(Ok(())),
             Response::TransferLeader(Err(reason)) => Err(PeerError::Refused(reason).into()),
             other => Err(unexpected(&other).into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::Instant;
+    use crate::transport::BoxFuture;
+
+    /// Gives the same answer to everything.
+    struct Answers(Bytes);
+
+    impl Transport for Answers {
+        fn call<'a>(&'a self, _: &'a str, _: Channel, _: Bytes, _: Instant) -> BoxFuture<'a, Result<Bytes, CallError>> {
+            Box::pin(std::future::ready(Ok(self.0.clone())))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_refusal_proves_that_a_request_was_not_acted_on() {
+        let refusal = super::super::messages::encode_response(&Response::Refused("no".into())).unwrap();
+        for (answer, may_have_arrived) in [
+            (refusal, false),
+            (Bytes::from_static(b"\x02from a newer program"), true),
+            (Bytes::from_static(b"\x01\xff an answer of a kind unknown here"), true),
+            (Bytes::new(), true),
+        ] {
+            let transport = Arc::new(Answers(answer.clone()));
+            let peers = Peers { transport, cluster: ClusterId::new(1), me: NodeId::new(1) };
+            let request = Request::Forward { commands: Bytes::new(), timeout_ms: 1 };
+            let call = peers.call(NodeId::new(2), "n2:1", Channel::Forward, &request, Duration::from_secs(1));
+            let error = call.await.unwrap_err();
+            assert_eq!(error.may_have_arrived(), may_have_arrived, "{answer:?}: {error}");
         }
     }
 }

@@ -1,15 +1,23 @@
 //! From waiting commands to log entries: merges whatever waits into one entry, one entry in flight.
 //!
 //! A commit round costs much the same however many commands it carries, so while one round is on its way the next one
-//! fills (group commit). On the leader a round is a Raft entry; on a follower it is one forwarded call. Guarantees: a
-//! command is answered "not proposed" only if it was not and never will be; forwarded commands take one hop; a command that
-//! waits is dropped when its caller stops waiting. Leaves out: deadlines longer than the caller's, and repeating anything
-//! whose outcome is unknown.
+//! fills (group commit). On the leader a round is a Raft entry; on a follower it is one forwarded call.
+//!
+//! A round ends when its outcome is known or its last caller has stopped waiting. When the leadership moves, a round that
+//! is still on its way to the old leader is left to itself (its outcome may yet come), so that it holds up nobody who could
+//! be served by the new one.
+//!
+//! Guarantees: a command is answered "not proposed" only if it was not and never will be; forwarded commands take one hop;
+//! a command that waits is dropped when its caller stops waiting; what waits is bounded in number and in bytes. Leaves out:
+//! deadlines longer than the caller's, and repeating anything whose outcome is unknown.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -21,12 +29,25 @@ use super::network::{Peers, unexpected};
 use super::state_store::StateStore;
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
-use crate::state::{Batch, Command, Operation, Outcome, TxnOp};
-use crate::transport::Channel;
-use crate::types::NodeId;
+use crate::state::{Batch, Command, Compare, CompareTarget, Operation, Outcome, Principal, TxnOp};
+use crate::transport::{BoxFuture, Channel};
+use crate::types::{NodeId, Selector};
 
 /// The most groups of commands that wait; one more is refused at once.
 const WAITING_MAX: usize = 16_384;
+
+/// The most bytes that wait; beyond it a group is refused at once. A single group may be larger if nothing else waits.
+const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The most rounds that are left to themselves because the leadership moved away from where they went. One more is waited
+/// for.
+const LEFT_ROUNDS_MAX: usize = 4;
+
+/// What a forwarding node keeps of its callers' time for the way back, as a part of what is left ...
+const RETURN_PART: u32 = 8;
+
+/// ... and at most. Without it the leader's "not proposed" would come too late to be told.
+const RETURN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The most commands in one entry.
 const ENTRY_COMMANDS_MAX: usize = 1_024;
@@ -34,11 +55,12 @@ const ENTRY_COMMANDS_MAX: usize = 1_024;
 /// An entry is not filled beyond this many bytes; a single larger command still gets its own.
 const ENTRY_BYTES_TARGET: usize = 1024 * 1024;
 
+/// The most that a command, an operation or a comparison takes beside its keys, values and names, in bytes: tags and
+/// numbers, each of at most ten bytes.
+const PART_OVERHEAD_BYTES: usize = 64;
+
 /// How long to wait before trying again where a leader was expected but refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// What an answer that is on its way gets to arrive after another leader was elected.
-const ANSWER_GRACE: Duration = Duration::from_millis(250);
 
 /// Why a command has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +103,10 @@ impl Stage {
         self.0.compare_exchange(QUEUED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    fn is_abandoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ABANDONED
+    }
+
     /// What was proposed surely never took effect, so it may be proposed again.
     fn requeue(&self) {
         self.0.store(QUEUED, Ordering::Release);
@@ -90,7 +116,7 @@ impl Stage {
 /// Commands that are answered together: one of a client here, or many that a follower has merged.
 struct Group {
     commands: Vec<Command>,
-    bytes: usize,
+    size: WaitingBytes,
     /// False for what was forwarded to this node already.
     may_forward: bool,
     deadline: Instant,
@@ -98,10 +124,34 @@ struct Group {
     reply: oneshot::Sender<Result<Vec<Outcome>, ProposeError>>,
 }
 
+/// A share of the bytes that may wait; given back when dropped.
+struct WaitingBytes {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl WaitingBytes {
+    fn take(bytes: usize, all: &Arc<AtomicUsize>) -> Option<Self> {
+        let share = Self { bytes, all: Arc::clone(all) };
+        let others = all.fetch_add(bytes, Ordering::AcqRel);
+        (others == 0 || others + bytes <= WAITING_BYTES_MAX).then_some(share)
+    }
+}
+
+impl Drop for WaitingBytes {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// A round on its way; ends with the groups that surely were not proposed.
+type Round = BoxFuture<'static, Vec<Group>>;
+
 /// The way in. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Proposer {
     queue: mpsc::Sender<Group>,
+    waiting_bytes: Arc<AtomicUsize>,
     leadership: Leadership,
 }
 
@@ -115,9 +165,10 @@ impl Proposer {
         shutdown: CancellationToken,
     ) -> (Self, ProposerLoop) {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        let driver =
-            ProposerLoop { raft, peers, leadership: leadership.clone(), metrics, shutdown, waiting, carry: None };
-        (Self { queue, leadership }, driver)
+        let sender = RoundSender { raft, peers, metrics };
+        let ready = VecDeque::new();
+        let driver = ProposerLoop { sender, leadership: leadership.clone(), shutdown, waiting, ready };
+        (Self { queue, waiting_bytes: Arc::default(), leadership }, driver)
     }
 
     /// Proposes commands and waits for their outcomes, one each, no longer than to `deadline`.
@@ -127,17 +178,27 @@ impl Proposer {
         may_forward: bool,
         deadline: Instant,
     ) -> Result<Vec<Outcome>, ProposeError> {
+        if !may_forward {
+            // At once, not when the queue gets to it: the sender may know a better address by then.
+            match self.leadership.leader() {
+                Leader::Me => {}
+                leader => return Err(ProposeError::NotLeader(leader.id())),
+            }
+        }
         let (reply, answer) = oneshot::channel();
         let stage = Arc::new(Stage::default());
         let bytes = commands.iter().map(payload_bytes).sum();
-        let group = Group { commands, bytes, may_forward, deadline, stage: stage.clone(), reply };
+        let size = WaitingBytes::take(bytes, &self.waiting_bytes).ok_or(ProposeError::Overloaded)?;
+        let group = Group { commands, size, may_forward, deadline, stage: stage.clone(), reply };
         self.queue.try_send(group).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopping,
         })?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) if stage.abandon() => Err(ProposeError::Stopping),
+            // Dropped unproposed: because its time was over, if it is.
+            Ok(Err(_)) if stage.abandon() && clock::now() >= deadline => Err(self.not_proposed()),
+            Ok(Err(_)) if stage.is_abandoned() => Err(ProposeError::Stopping),
             Ok(Err(_)) => Err(ProposeError::Unknown("the node stopped while the write was on its way".into())),
             Err(_) if stage.abandon() => Err(self.not_proposed()),
             Err(_) => Err(ProposeError::Unknown("no quorum confirmed the write within the deadline".into())),
@@ -155,84 +216,123 @@ impl Proposer {
 
 /// The single task that makes entries.
 pub(super) struct ProposerLoop {
-    raft: openraft::Raft<TypeConfig, StateStore>,
-    peers: Peers,
+    sender: RoundSender,
     leadership: Leadership,
-    metrics: ProposerMetrics,
     shutdown: CancellationToken,
     waiting: mpsc::Receiver<Group>,
-    /// A group that did not fit into the last entry.
-    carry: Option<Group>,
+    /// What goes before the queue: groups that are tried again, and at most one that did not fit into the last round.
+    ready: VecDeque<Group>,
 }
 
 impl ProposerLoop {
     pub(super) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
-        let work = async {
-            while let Some(groups) = self.next_round().await {
-                self.carry_out(groups).await;
-            }
-        };
         tokio::select! {
-            () = work => {}
+            () = self.drive() => {}
             () = shutdown.cancelled() => {}
         }
     }
 
-    /// Everything that waits, up to the size of an entry. Waits for the first.
-    async fn next_round(&mut self) -> Option<Vec<Group>> {
-        let first = match self.carry.take() {
-            Some(group) => group,
-            None => self.waiting.recv().await?,
-        };
-        let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
-        let mut groups = vec![first];
-        while commands < ENTRY_COMMANDS_MAX && bytes < ENTRY_BYTES_TARGET {
-            let Ok(group) = self.waiting.try_recv() else { break };
-            if bytes + group.bytes > ENTRY_BYTES_TARGET || commands + group.commands.len() > ENTRY_COMMANDS_MAX {
-                self.carry = Some(group);
-                break;
-            }
-            commands += group.commands.len();
-            bytes += group.bytes;
-            groups.push(group);
-        }
-        Some(groups)
-    }
-
-    /// Tries until every group is answered: proposed here, forwarded, refused, or given up by its caller.
-    async fn carry_out(&mut self, mut groups: Vec<Group>) {
-        loop {
-            let now = clock::now();
-            groups.retain(|group| !group.reply.is_closed() && group.deadline > now);
-            if groups.is_empty() {
-                return;
-            }
+    async fn drive(&mut self) {
+        let mut left = FuturesUnordered::new();
+        while let Some(groups) = self.next_round(&mut left).await {
             let mut changes = self.leadership.subscribe();
             let leader = self.leadership.leader();
-            if !matches!(leader, Leader::Me) {
-                let hint = leader.id();
-                groups = refuse(groups, |group| !group.may_forward, &ProposeError::NotLeader(hint));
-            }
-            let again = match leader {
-                Leader::Me => self.propose(groups).await,
-                Leader::Other(id, member) => self.forward(id, &member.peer_addr, groups).await,
-                Leader::None => groups,
+            let (to, sender) = (destination(&leader), self.sender.clone());
+            let mut round: Round = match leader {
+                Leader::Me => Box::pin(sender.propose(groups)),
+                Leader::Other(id, member) => {
+                    let groups = refuse_forwarded(groups, Some(id));
+                    Box::pin(sender.forward(id, member.peer_addr, groups))
+                }
+                Leader::None => Box::pin(std::future::ready(refuse_forwarded(groups, None))),
+            };
+            let again = loop {
+                tokio::select! {
+                    again = &mut round => break again,
+                    () = changes.changed() => {
+                        let now = destination(&self.leadership.leader());
+                        if now.is_some() && now != to && left.len() < LEFT_ROUNDS_MAX {
+                            left.push(round);
+                            break Vec::new();
+                        }
+                    }
+                    Some(returned) = left.next(), if !left.is_empty() => self.ready.extend(returned),
+                }
             };
             if again.is_empty() {
-                return;
+                continue;
             }
-            groups = again;
-            let soonest = groups.iter().map(|group| group.deadline).min().unwrap_or(now);
-            tokio::select! {
-                () = changes.changed() => {}
-                () = tokio::time::sleep_until((clock::now() + RETRY_PAUSE).min(soonest)) => {}
+            self.ready.extend(again);
+            let pause = tokio::time::sleep(RETRY_PAUSE);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = changes.changed() => break,
+                    () = &mut pause => break,
+                    Some(returned) = left.next(), if !left.is_empty() => self.ready.extend(returned),
+                }
             }
         }
     }
 
+    /// Everything that waits, up to the size of an entry. Waits for the first.
+    async fn next_round(&mut self, left: &mut FuturesUnordered<Round>) -> Option<Vec<Group>> {
+        loop {
+            let now = clock::now();
+            self.ready.retain(|group| group.is_wanted(now));
+            let (mut commands, mut bytes) = (0, 0);
+            let mut groups: Vec<Group> = Vec::new();
+            while let Some(group) = self.ready.pop_front().or_else(|| self.waiting.try_recv().ok()) {
+                if !group.is_wanted(now) {
+                    continue;
+                }
+                commands += group.commands.len();
+                bytes += group.size.bytes;
+                if !groups.is_empty() && (commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_TARGET) {
+                    self.ready.push_front(group);
+                    break;
+                }
+                groups.push(group);
+            }
+            if !groups.is_empty() {
+                return Some(groups);
+            }
+            tokio::select! {
+                group = self.waiting.recv() => self.ready.push_back(group?),
+                Some(again) = left.next(), if !left.is_empty() => self.ready.extend(again),
+            }
+        }
+    }
+}
+
+/// Where a round goes: `None` if nowhere, `Some(None)` into this node's own log, else to that node.
+fn destination(leader: &Leader) -> Option<Option<NodeId>> {
+    match leader {
+        Leader::Me => Some(None),
+        Leader::Other(id, _) => Some(Some(*id)),
+        Leader::None => None,
+    }
+}
+
+impl Group {
+    /// Whether somebody still waits for it.
+    fn is_wanted(&self, now: Instant) -> bool {
+        !self.reply.is_closed() && self.deadline > now
+    }
+}
+
+/// Sends one round.
+#[derive(Clone)]
+struct RoundSender {
+    raft: openraft::Raft<TypeConfig, StateStore>,
+    peers: Peers,
+    metrics: ProposerMetrics,
+}
+
+impl RoundSender {
     /// Writes one entry; returns the groups that surely were not proposed.
-    async fn propose(&self, groups: Vec<Group>) -> Vec<Group> {
+    async fn propose(self, groups: Vec<Group>) -> Vec<Group> {
         let mut groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
         let stamp = clock::wall();
         let mut commands = Vec::with_capacity(groups.len());
@@ -242,12 +342,12 @@ impl ProposerLoop {
             }
             commands.extend_from_slice(&group.commands);
         }
-        if commands.is_empty() {
-            return Vec::new();
-        }
+        let Some(deadline) = groups.iter().map(|group| group.deadline).max() else { return Vec::new() };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let result = self.raft.client_write(Batch::encode(&commands)).await;
+        // Without a quorum the answer may never come; from the last deadline on nobody waits for it.
+        let write = self.raft.client_write(Batch::encode(&commands));
+        let Ok(result) = tokio::time::timeout_at(deadline, write).await else { return Vec::new() };
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
         match result {
             Ok(response) => {
@@ -255,10 +355,7 @@ impl ProposerLoop {
                 Vec::new()
             }
             // Not appended: this node no longer leads, or has lost its quorum.
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
-                groups.iter().for_each(|group| group.stage.requeue());
-                groups
-            }
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => requeue(groups),
             Err(error) => {
                 refuse(groups, |_| true, &ProposeError::Unknown(error.to_string()));
                 Vec::new()
@@ -266,66 +363,48 @@ impl ProposerLoop {
         }
     }
 
-    /// Waits until another node is known to lead than this one, and [`ANSWER_GRACE`] on top.
-    async fn succeeded(&self, leader: NodeId) {
-        let mut changes = self.leadership.subscribe();
-        while matches!(self.leadership.leader(), Leader::None) || self.leadership.leader().id() == Some(leader) {
-            changes.changed().await;
-        }
-        tokio::time::sleep(ANSWER_GRACE).await;
-    }
-
     /// Sends the groups to the leader; returns those that surely were not proposed there.
-    async fn forward(&self, leader: NodeId, address: &str, groups: Vec<Group>) -> Vec<Group> {
+    async fn forward(self, leader: NodeId, address: String, groups: Vec<Group>) -> Vec<Group> {
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
         let Some(deadline) = groups.iter().map(|group| group.deadline).max() else { return Vec::new() };
         let commands: Vec<Command> = groups.iter().flat_map(|group| group.commands.iter().cloned()).collect();
         let timeout = deadline.saturating_duration_since(clock::now());
+        let leaders_time = timeout - (timeout / RETURN_PART).min(RETURN_TIME_MAX);
         let request = Request::Forward {
             commands: Batch::encode(&commands).as_bytes().clone(),
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            timeout_ms: u64::try_from(leaders_time.as_millis()).unwrap_or(u64::MAX),
         };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let call = self.peers.call(leader, address, Channel::Forward, &request, timeout);
-        let result = tokio::select! {
-            result = call => Some(result),
-            // A leader that was cut off would hold up everything that waits here for as long as its last caller waits.
-            () = self.succeeded(leader) => None,
-        };
+        let result = self.peers.call(leader, &address, Channel::Forward, &request, timeout).await;
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
-        let Some(result) = result else {
-            let reason = "another leader was elected before the one it was sent to had answered";
-            refuse(groups, |_| true, &ProposeError::Unknown(reason.into()));
-            return Vec::new();
-        };
-        match result {
+        let unknown = match result {
             Ok(Response::Forward(Ok(outcomes))) if outcomes.len() == commands.len() => {
                 answer(groups, outcomes);
-                Vec::new()
+                return Vec::new();
             }
             Ok(Response::Forward(Err(ForwardRefusal::NotLeader(_) | ForwardRefusal::NotProposed(_)))) => {
-                groups.iter().for_each(|group| group.stage.requeue());
-                groups
+                return requeue(groups);
             }
-            Ok(Response::Forward(Err(ForwardRefusal::Unknown(reason)))) => {
-                refuse(groups, |_| true, &ProposeError::Unknown(reason));
-                Vec::new()
-            }
-            Ok(other) => {
-                refuse(groups, |_| true, &ProposeError::Unknown(unexpected(&other).to_string()));
-                Vec::new()
-            }
-            Err(error) if error.may_have_arrived() => {
-                refuse(groups, |_| true, &ProposeError::Unknown(error.to_string()));
-                Vec::new()
-            }
-            Err(_) => {
-                groups.iter().for_each(|group| group.stage.requeue());
-                groups
-            }
-        }
+            Ok(Response::Forward(Err(ForwardRefusal::Unknown(reason)))) => reason,
+            Ok(other) => unexpected(&other).to_string(),
+            Err(error) if error.may_have_arrived() => error.to_string(),
+            Err(_) => return requeue(groups),
+        };
+        refuse(groups, |_| true, &ProposeError::Unknown(unknown));
+        Vec::new()
     }
+}
+
+/// Has the groups tried again: they surely were not proposed.
+fn requeue(groups: Vec<Group>) -> Vec<Group> {
+    groups.iter().for_each(|group| group.stage.requeue());
+    groups
+}
+
+/// Refuses what was forwarded to this node already, which does not lead.
+fn refuse_forwarded(groups: Vec<Group>, leader: Option<NodeId>) -> Vec<Group> {
+    refuse(groups, |group| !group.may_forward, &ProposeError::NotLeader(leader))
 }
 
 /// Gives each group its share of the outcomes.
@@ -349,13 +428,65 @@ fn refuse(groups: Vec<Group>, matches: impl Fn(&Group) -> bool, error: &ProposeE
     kept
 }
 
-/// Bytes of keys and values in a command.
+/// What a command counts for in an entry: no less than its encoded form takes. Everything a client chooses the length of
+/// is counted, or a few commands would make an entry too large for a message or for the log.
 fn payload_bytes(command: &Command) -> usize {
     let Operation::Txn(txn) = &command.operation;
-    let ops = txn.success.iter().chain(&txn.failure);
+    let selector_bytes = |selector: &Selector| match selector {
+        Selector::Key(key) => key.as_bytes().len(),
+        Selector::Range(range) => range.start().len() + range.end().map_or(0, |end| end.len()),
+    };
     let op_bytes = |op: &TxnOp| match op {
         TxnOp::Put { key, value, .. } => key.as_bytes().len() + value.len(),
-        TxnOp::Get { .. } | TxnOp::Delete { .. } => 64,
+        TxnOp::Get { selector, .. } | TxnOp::Delete { selector } => selector_bytes(selector),
     };
-    ops.map(op_bytes).sum::<usize>() + 64 * txn.compares.len()
+    let compare_bytes = |compare: &Compare| match &compare.target {
+        CompareTarget::Value(value) => compare.key.as_bytes().len() + value.len(),
+        CompareTarget::Version(_)
+        | CompareTarget::CreateRevision(_)
+        | CompareTarget::ModRevision(_)
+        | CompareTarget::Lease(_) => compare.key.as_bytes().len(),
+    };
+    let principal = if let Principal::User(name) = &command.principal { name.len() } else { 0 };
+    let request = command.request.as_ref().map_or(0, |request| request.key.len());
+    let parts = txn.compares.len() + txn.success.len() + txn.failure.len();
+    txn.success.iter().chain(&txn.failure).map(op_bytes).sum::<usize>()
+        + txn.compares.iter().map(compare_bytes).sum::<usize>()
+        + principal
+        + request
+        + PART_OVERHEAD_BYTES * (1 + parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::state::{CompareOperator, Txn};
+    use crate::types::{Key, KeyRange, LeaseId, Revision, WallTime};
+
+    fn command(txn: Txn) -> Command {
+        let (principal, request) = (Principal::User("u".repeat(100)), None);
+        Command { proposed_at: WallTime::ZERO, principal, request, operation: Operation::Txn(txn) }
+    }
+
+    #[test]
+    fn a_command_counts_for_no_less_than_it_takes_in_an_entry() {
+        let key = || Key::new(vec![b'k'; 4_000]).unwrap();
+        let big = Bytes::from(vec![1; 3_000_000]);
+        let range = || Selector::Range(KeyRange::new(vec![1; 4_000], Some(Bytes::from(vec![2; 4_000]))).unwrap());
+        let compare = |target| Compare { key: key(), target, operator: CompareOperator::Equal };
+        let txns = [
+            Txn::default(),
+            Txn { compares: vec![compare(CompareTarget::Value(big.clone()))], ..Txn::default() },
+            Txn { compares: vec![compare(CompareTarget::ModRevision(Revision::new(u64::MAX))); 9], ..Txn::default() },
+            Txn { success: vec![TxnOp::Put { key: key(), value: big, lease: LeaseId::ZERO }], ..Txn::default() },
+            Txn { failure: vec![TxnOp::Get { selector: range(), limit: 10_000 }; 9], ..Txn::default() },
+            Txn { success: vec![TxnOp::Delete { selector: range() }; 9], ..Txn::default() },
+        ];
+        for command in txns.map(command) {
+            let (counted, taken) = (payload_bytes(&command), Batch::encode(std::slice::from_ref(&command)).len());
+            assert!(counted >= taken && counted < taken + 2_000, "{counted} for {taken}");
+        }
+    }
 }

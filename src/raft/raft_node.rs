@@ -94,7 +94,8 @@ struct Inner {
 }
 
 impl RaftNode {
-    /// Opens log, snapshots and state, replays what is committed, and starts.
+    /// Opens log, snapshots and state, replays what is committed, and starts. The log must have been created before
+    /// ([`LogStore::open`]): one that is not there held votes that are lost.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -105,9 +106,7 @@ impl RaftNode {
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
         let RaftIdentity { cluster, me, transport } = identity;
-        let (log_dir, log_config) = (config.data_dir.join("log"), config.log.clone());
-        let opening = tokio::task::spawn_blocking(move || LogStore::open(&log_dir, log_config));
-        let mut log = opening.await.map_err(io::Error::other)??;
+        let mut log = open_log(config).await?;
         metrics.register(|registry| log.register_metrics(registry));
         let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
         let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
@@ -132,7 +131,7 @@ impl RaftNode {
         let timeout = config.timers.election_max;
         let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
-        let receiver = Mutex::new(Receiver::new(state.snapshots.dir()));
+        let receiver = Arc::new(Mutex::new(Receiver::new(state.snapshots.dir())));
         let server = Arc::new(PeerServer {
             cluster,
             me,
@@ -141,6 +140,9 @@ impl RaftNode {
             read_index: source,
             state: state.clone(),
             receiver,
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+            leadership: leadership.clone(),
         });
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
@@ -155,6 +157,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
+        tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -248,6 +251,12 @@ impl RaftNode {
         self.0.leadership.leader()
     }
 
+    /// As [`Self::leader`], but another member that was silent for longer than `silence` counts as none.
+    #[must_use]
+    pub fn leader_heard(&self, silence: Duration) -> Leader {
+        self.0.leadership.leader_heard(silence)
+    }
+
     /// Raft's state at this moment.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -302,6 +311,16 @@ impl RaftNode {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         self.0.tasks.wait().await;
+        // Only the committed mark may wait for the disk still; without it the next start replays less by itself.
+        if let Err(error) = self.0.log.sync().await {
+            tracing::warn!(%error, "the log was not synced at the end");
+        }
+    }
+
+    /// The log store.
+    #[cfg(test)]
+    pub(super) fn log(&self) -> &LogStore {
+        &self.0.log
     }
 
     /// This node's id.
@@ -309,6 +328,16 @@ impl RaftNode {
     pub fn id(&self) -> NodeId {
         self.0.me
     }
+}
+
+/// Opens the log, which must have been created before.
+async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
+    let (dir, log_config) = (config.data_dir.join("log"), config.log.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        let log = LogStore::open(&dir, log_config)?;
+        log.must_have_existed().map(|()| log)
+    });
+    Ok(opening.await.map_err(io::Error::other)??)
 }
 
 /// How often a wanted snapshot is looked for where no news comes.
@@ -404,3 +433,6 @@ impl RaftStatus {
         self.metrics.heartbeat.as_ref()?.get(&id)?.as_ref().map(|at| at.elapsed())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,7 +230,9 @@ impl BarrierLoop {
                     readers.push(reader);
                 }
                 let sent_at = clock::now();
-                let round = self.source.obtain().await.map(|index| Barrier { index, sent_at });
+                // The source has its own, shorter limit; this one holds even where it does not come to look at it.
+                let obtained = tokio::time::timeout(self.source.timeout * 2, self.source.obtain()).await;
+                let round = obtained.unwrap_or(Err(BarrierError::NoQuorum)).map(|index| Barrier { index, sent_at });
                 for reader in readers {
                     // A reader that has stopped waiting needs no answer.
                     let _ = reader.send(round.clone());

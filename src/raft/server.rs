@@ -1,19 +1,24 @@
 //! Answers the calls of other members.
 //!
 //! Guarantees: only messages of this cluster for this node are acted on; a forwarded command is proposed here or refused,
-//! never forwarded again; a snapshot is verified before it is installed. Leaves out: connections (`transport`).
+//! never forwarded again; a snapshot is verified before it is installed, and an installation that was begun is not broken
+//! off by a connection that breaks. Leaves out: connections (`transport`).
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::raft::{SnapshotResponse, TransferLeaderRequest};
-use tokio::sync::Mutex;
+use openraft::raft::{AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::leadership::Leadership;
 use super::messages::{ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
+use super::snapshot_store::SnapshotStore;
 use super::snapshot_transfer::Receiver;
 use super::state_store::{StateAccess, StateStore};
 use super::types::{Snapshot, TypeConfig};
@@ -33,7 +38,11 @@ pub(super) struct PeerServer {
     pub(super) proposer: Proposer,
     pub(super) read_index: ReadIndexSource,
     pub(super) state: StateAccess,
-    pub(super) receiver: Mutex<Receiver>,
+    pub(super) receiver: Arc<Mutex<Receiver>>,
+    /// Where installations run, so that stopping waits for them.
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
+    pub(super) leadership: Leadership,
 }
 
 impl PeerHandler for PeerServer {
@@ -53,7 +62,14 @@ impl PeerHandler for PeerServer {
 impl PeerServer {
     async fn answer(&self, request: Request) -> io::Result<Response> {
         Ok(match request {
-            Request::Append(rpc) => Response::Append(self.raft.append_entries(rpc).await.map_err(io::Error::other)?),
+            Request::Append(rpc) => {
+                let response = self.raft.append_entries(rpc).await.map_err(io::Error::other)?;
+                // One of an older term is refused with the vote that deposed it.
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.leadership.heard();
+                }
+                Response::Append(response)
+            }
             Request::Vote(rpc) => Response::Vote(self.raft.vote(rpc).await.map_err(io::Error::other)?),
             Request::PreVote(rpc) => Response::Vote(self.raft.pre_vote(rpc).await.map_err(io::Error::other)?),
             Request::TransferLeader { from, to, last_log_id } => {
@@ -63,6 +79,7 @@ impl PeerServer {
             }
             Request::SnapshotBegin(offer) => self.begin_snapshot(offer).await?,
             Request::SnapshotPart(part) => {
+                self.leadership.heard();
                 let received = self.receiver.lock().await.part(part).await.map_err(io::Error::other)?;
                 Response::SnapshotProgress { received }
             }
@@ -102,28 +119,46 @@ impl PeerServer {
         Ok(Response::SnapshotProgress { received })
     }
 
+    /// Installs the file that was received. In a task of its own: were it dropped half way because the connection broke,
+    /// the next transfer would write into a file that is being taken over.
     async fn install_snapshot(&self, offer: SnapshotOffer) -> io::Result<Response> {
         // Held all through: a second transfer waits until this one is installed, and then finds it applied.
-        let mut receiver = self.receiver.lock().await;
+        let receiver = Arc::clone(&self.receiver).lock_owned().await;
         if self.has_applied(&offer) {
             let vote = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(io::Error::other)?;
             return Ok(Response::SnapshotInstalled(SnapshotResponse::new(vote)));
         }
-        let incoming = receiver.end(&offer).await.map_err(io::Error::other)?;
-        let snapshots = Arc::clone(&self.state.snapshots);
-        let (path, sha256) = (incoming.clone(), offer.sha256);
-        let adopted = tokio::task::spawn_blocking(move || snapshots.adopt(&path, sha256)).await?;
-        let handle = match adopted {
-            Ok(handle) => handle,
-            Err(error) => {
-                // Damaged on the way or at its source: it must not be taken for the beginning of the next transfer.
-                tokio::fs::remove_file(&incoming).await.ok();
-                return Err(error.into());
+        let installation = install(self.raft.clone(), Arc::clone(&self.state.snapshots), receiver, offer);
+        let stopped = self.shutdown.clone();
+        let task = self.tasks.spawn(async move {
+            tokio::select! {
+                response = installation => response,
+                () = stopped.cancelled() => Err(io::Error::other("the node is stopping")),
             }
-        };
-        tracing::info!(file = %handle.path().display(), bytes = handle.file_bytes(), "installing a snapshot from the leader");
-        let snapshot = Snapshot { meta: handle.raft_meta().clone(), snapshot: handle };
-        let response = self.raft.install_full_snapshot(offer.vote, snapshot).await.map_err(io::Error::other)?;
-        Ok(Response::SnapshotInstalled(response))
+        });
+        Ok(Response::SnapshotInstalled(task.await??))
     }
+}
+
+async fn install(
+    raft: openraft::Raft<TypeConfig, StateStore>,
+    snapshots: Arc<SnapshotStore>,
+    mut receiver: OwnedMutexGuard<Receiver>,
+    offer: SnapshotOffer,
+) -> io::Result<SnapshotResponse<TypeConfig>> {
+    let incoming = receiver.end(&offer).await.map_err(io::Error::other)?;
+    let (path, sha256) = (incoming.clone(), offer.sha256);
+    let handle = match tokio::task::spawn_blocking(move || snapshots.adopt(&path, sha256)).await? {
+        Ok(handle) => handle,
+        Err(error) => {
+            // Damaged on the way or at its source: it must not be taken for the beginning of the next transfer.
+            tokio::fs::remove_file(&incoming).await.ok();
+            return Err(error.into());
+        }
+    };
+    tracing::info!(file = %handle.path().display(), bytes = handle.file_bytes(), "installing a snapshot from the leader");
+    let snapshot = Snapshot { meta: handle.raft_meta().clone(), snapshot: handle };
+    let response = raft.install_full_snapshot(offer.vote, snapshot).await.map_err(io::Error::other)?;
+    drop(receiver);
+    Ok(response)
 }

@@ -22,8 +22,14 @@ use crate::types::{ClusterId, LogPosition};
 /// How many files are kept: the newest, and one more in case it turns out damaged.
 const FILES_KEPT: usize = 2;
 
+/// What is put behind the name of a file that was found damaged; it is left for a person to look at.
+const DAMAGED: &str = ".damaged";
+
 /// What a complete file is called.
 const EXTENSION: &str = "snapshot";
+
+/// What a file from elsewhere is called until it is taken over; removed at the next start if it never was.
+const FOREIGN: &str = "foreign.part";
 
 /// What goes wrong with snapshot files.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,19 @@ pub enum SnapshotStoreError {
     },
 }
 
+impl SnapshotStoreError {
+    /// Whether a file could not be written for want of room: nothing is damaged, and room may be made.
+    pub(super) fn is_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Dir { source, .. } | Self::Write(snapshot::WriteError::Io { source, .. }) => {
+                matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+            }
+            Self::Write(_) | Self::File(_) | Self::Membership(_) | Self::OtherCluster { .. } => false,
+        }
+    }
+}
+
 impl From<SnapshotStoreError> for io::Error {
     fn from(error: SnapshotStoreError) -> Self {
         Self::other(error)
@@ -73,8 +92,7 @@ struct SnapshotFile {
     raft_meta: SnapshotMeta,
     file_bytes: u64,
     sha256: OnceLock<[u8; 32]>,
-    /// Nothing can be made of it: it is damaged, or the log no longer goes on from it.
-    useless: AtomicBool,
+    damaged: AtomicBool,
 }
 
 impl SnapshotHandle {
@@ -100,7 +118,7 @@ impl SnapshotHandle {
         let last_membership = decode_membership(&meta.membership)?;
         let raft_meta = SnapshotMeta { last_log_id: meta.position.map(Into::into), last_membership };
         let sha256 = sha256.map_or_else(OnceLock::new, OnceLock::from);
-        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256, useless: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(SnapshotFile { path, meta, raft_meta, file_bytes, sha256, damaged: AtomicBool::new(false) })))
     }
 
     /// Where it lies.
@@ -126,8 +144,26 @@ impl SnapshotHandle {
         self.0.file_bytes
     }
 
-    /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process. A file
-    /// that fails is not offered by its store any more.
+    /// Reads and verifies the whole file again, whatever was found before. If it is damaged or can't be read it is passed
+    /// over from now on.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn verify_again(&self) -> Result<(), SnapshotError> {
+        snapshot::verify(&self.0.path).map(drop).inspect_err(|error| self.mark_damaged(error))
+    }
+
+    /// Has it passed over from now on.
+    pub(super) fn mark_damaged(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(file = %self.0.path.display(), %error, "passing over a damaged snapshot");
+        self.0.damaged.store(true, Ordering::Release);
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.0.damaged.load(Ordering::Acquire)
+    }
+
+    /// Its SHA-256. Verifies and reads the whole file the first time, where it was not written by this process.
     ///
     /// # Errors
     /// The file is damaged or can't be read.
@@ -135,19 +171,8 @@ impl SnapshotHandle {
         if let Some(digest) = self.0.sha256.get() {
             return Ok(*digest);
         }
-        let digest = snapshot::verify(&self.0.path).inspect_err(|error| self.pass_over(error))?.sha256;
+        let digest = snapshot::verify(&self.0.path).inspect_err(|error| self.mark_damaged(error))?.sha256;
         Ok(*self.0.sha256.get_or_init(|| digest))
-    }
-
-    /// From now on its store does not offer it any more; the file stays until newer ones take its place.
-    pub(super) fn pass_over(&self, reason: &dyn std::fmt::Display) {
-        if !self.0.useless.swap(true, Ordering::AcqRel) {
-            tracing::error!(file = %self.0.path.display(), %reason, "passing over a snapshot");
-        }
-    }
-
-    fn is_useless(&self) -> bool {
-        self.0.useless.load(Ordering::Acquire)
     }
 }
 
@@ -179,7 +204,7 @@ impl SnapshotStore {
                     Err(error @ SnapshotStoreError::OtherCluster { .. }) => return Err(error),
                     Err(error) => tracing::error!(file = name, %error, "passing over a snapshot that can't be read"),
                 }
-            } else if !is_incoming(&name) {
+            } else if !is_incoming(&name) && !name.ends_with(DAMAGED) {
                 tracing::warn!(file = name, "removing what an interrupted snapshot left behind");
                 std::fs::remove_file(&path).map_err(io)?;
             }
@@ -194,35 +219,26 @@ impl SnapshotStore {
         &self.dir
     }
 
-    /// The newest snapshot that is not known to be useless.
+    /// The newest snapshot that is not known to be damaged.
     #[must_use]
     pub fn newest(&self) -> Option<SnapshotHandle> {
-        self.files.lock().iter().find(|file| !file.is_useless()).cloned()
+        self.files.lock().iter().find(|file| !file.is_damaged()).cloned()
     }
 
-    /// The newest snapshot that is whole, if it reaches beyond a position. Reads those that were not verified in this life
-    /// of the process, as long as the file takes.
-    pub(super) fn newest_whole_beyond(&self, position: Option<LogPosition>) -> Option<SnapshotHandle> {
-        loop {
-            let newest = self.newest().filter(|file| file.meta().position > position)?;
-            // A file that fails is not the newest any more.
-            if newest.sha256().is_ok() {
-                return Some(newest);
-            }
-        }
+    /// All that are not known to be damaged, newest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<SnapshotHandle> {
+        self.files.lock().iter().filter(|file| !file.is_damaged()).cloned().collect()
     }
 
-    /// Whether there are files, and none of them is of use: then a new one must be written before one can be offered.
-    pub(super) fn needs_a_new_one(&self) -> bool {
-        let files = self.files.lock();
-        !files.is_empty() && files.iter().all(SnapshotHandle::is_useless)
+    /// Whether a file turned out damaged in the life of this process and was not replaced yet.
+    pub(super) fn any_damaged(&self) -> bool {
+        self.files.lock().iter().any(SnapshotHandle::is_damaged)
     }
 
-    /// Passes over what ends before a position: the log behind it is gone.
-    pub(super) fn pass_over_before(&self, position: Option<LogPosition>) {
-        while let Some(newest) = self.newest().filter(|file| file.meta().position < position) {
-            newest.pass_over(&"the log no longer goes on from it");
-        }
+    /// Passes over the files that end before `position`: the log no longer continues them. They stay on disk.
+    pub(super) fn forget_before(&self, position: LogPosition) {
+        self.files.lock().retain(|file| file.meta().position >= Some(position));
     }
 
     /// Bytes all files take.
@@ -269,12 +285,39 @@ impl SnapshotStore {
             return Err(SnapshotError::Damaged { at_byte: 0, what: "the file is not the announced one".into() }.into());
         }
         let path = self.path_of(&summary.meta);
+        // Before the rename: a file of another cluster under a final name would keep this node from starting.
+        let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         let io = |source| SnapshotStoreError::Dir { path: path.display().to_string(), source };
         std::fs::rename(incoming, &path).map_err(io)?;
         std::fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
-        let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         self.add(handle.clone());
         Ok(handle)
+    }
+
+    /// Makes sure that a snapshot is one of this store's files; one that lies elsewhere is copied and verified.
+    pub(super) fn keep(&self, snapshot: &SnapshotHandle) -> Result<(), SnapshotStoreError> {
+        if self.files.lock().iter().any(|file| file.path() == snapshot.path()) {
+            return Ok(());
+        }
+        let incoming = self.dir.join(FOREIGN);
+        let io = |source| SnapshotStoreError::Dir { path: incoming.display().to_string(), source };
+        std::fs::copy(snapshot.path(), &incoming).map_err(io)?;
+        std::fs::File::open(&incoming).and_then(|file| file.sync_all()).map_err(io)?;
+        self.adopt(&incoming, snapshot.sha256()?).map(drop)
+    }
+
+    /// Takes the files that were found damaged out of use; they are left for a person to look at.
+    pub(super) fn set_damaged_aside(&self) {
+        self.files.lock().retain(|file| {
+            if file.is_damaged() {
+                let mut aside = file.path().as_os_str().to_owned();
+                aside.push(DAMAGED);
+                if let Err(error) = std::fs::rename(file.path(), &aside) {
+                    tracing::warn!(file = %file.path().display(), %error, "can't rename a damaged snapshot");
+                }
+            }
+            !file.is_damaged()
+        });
     }
 
     fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {
@@ -290,9 +333,10 @@ impl SnapshotStore {
         files.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
         let mut rank = 0;
         files.retain(|file| {
-            rank += usize::from(!file.is_useless());
+            // A damaged one must not push out a sound one.
+            rank += usize::from(!file.is_damaged());
             // One holder is this list.
-            if !file.is_useless() && rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
+            if rank <= FILES_KEPT || Arc::strong_count(&file.0) > 1 {
                 return true;
             }
             if let Err(error) = std::fs::remove_file(file.path()) {
@@ -300,5 +344,20 @@ impl SnapshotStore {
             }
             false
         });
+    }
+}
+
+#[cfg(test)]
+mod full_disk_tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_failing_one() {
+        let error = |kind: io::ErrorKind| {
+            SnapshotStoreError::Write(snapshot::WriteError::Io { action: "write".into(), source: kind.into() })
+        };
+        assert!(error(io::ErrorKind::StorageFull).is_full());
+        assert!(error(io::ErrorKind::QuotaExceeded).is_full());
+        assert!(!error(io::ErrorKind::Other).is_full(), "a failed fsync ends the process");
     }
 }

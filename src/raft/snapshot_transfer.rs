@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::StorageError;
+use openraft::AnyError;
 use openraft::error::{RPCError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
-use openraft::type_config::TypeConfigExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::messages::{Request, Response, SnapshotOffer, SnapshotPart};
@@ -31,32 +30,78 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the other side may take to verify and install the whole file.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// Sends a snapshot to a member and waits until it is installed there.
+/// Sends a snapshot to a member and waits until it is installed there. A file that turns out damaged here is passed over
+/// from then on, so that the next attempt sends another.
 pub(super) async fn send(
     peer: &PeerClient,
     vote: Vote,
     snapshot: &Snapshot<SnapshotHandle>,
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let file = &snapshot.snapshot;
-    let local = |error: std::io::Error| {
-        StreamingError::StorageError(StorageError::read_snapshot(None, TypeConfig::err_from_error(&error)))
+    let answer = match send_file(peer, vote, snapshot).await {
+        Ok(answer) => answer,
+        Err(SendError::Source(error)) => {
+            file.mark_damaged(&error);
+            return Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&error))).into());
+        }
+        Err(SendError::Peer(error)) => return Err(RPCError::from(error).into()),
     };
+    match answer {
+        Ok(Response::SnapshotInstalled(response)) => Ok(response),
+        Ok(other) => Err(RPCError::from(unexpected(&other)).into()),
+        Err(error) => {
+            if matches!(error, PeerError::Refused(_)) {
+                // Perhaps because of damage, and that may be at the source.
+                let file = file.clone();
+                let _ = tokio::task::spawn_blocking(move || file.verify_again()).await;
+            }
+            Err(RPCError::from(error).into())
+        }
+    }
+}
+
+/// Why a file was not sent to its end.
+enum SendError {
+    /// It can't be read here.
+    Source(std::io::Error),
+    /// The other side did not take it.
+    Peer(PeerError),
+}
+
+impl From<std::io::Error> for SendError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl From<PeerError> for SendError {
+    fn from(error: PeerError) -> Self {
+        Self::Peer(error)
+    }
+}
+
+/// Sends the whole file; returns the answer to its end.
+async fn send_file(
+    peer: &PeerClient,
+    vote: Vote,
+    snapshot: &Snapshot<SnapshotHandle>,
+) -> Result<Result<Response, PeerError>, SendError> {
+    let file = &snapshot.snapshot;
     // The digest of a file from an earlier life of this process takes reading all of it.
     let digest = {
         let file = file.clone();
-        tokio::task::spawn_blocking(move || file.sha256()).await.map_err(|error| local(error.into()))?
+        tokio::task::spawn_blocking(move || file.sha256()).await.map_err(std::io::Error::from)?
     };
-    // Its store does not offer a damaged file again: the next attempt finds another one.
-    let sha256 = digest.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
+    let sha256 = digest.map_err(std::io::Error::other)?;
     let offer = SnapshotOffer { vote, meta: snapshot.meta.clone(), file_bytes: file.file_bytes(), sha256 };
-    let mut input = tokio::fs::File::open(file.path()).await.map_err(local)?;
+    let mut input = tokio::fs::File::open(file.path()).await?;
     let mut received =
-        progress(peer.call(Channel::Snapshot, &Request::SnapshotBegin(offer.clone()), PART_TIMEOUT).await)?;
-    input.seek(SeekFrom::Start(received)).await.map_err(local)?;
+        progress(peer.call(Channel::Snapshot, &Request::SnapshotBegin(offer.clone()), PART_TIMEOUT).await?)?;
+    input.seek(SeekFrom::Start(received)).await?;
     while received < offer.file_bytes {
         let rest = usize::try_from(offer.file_bytes - received).unwrap_or(usize::MAX);
         let mut part = vec![0; rest.min(PART_BYTES)];
-        input.read_exact(&mut part).await.map_err(local)?;
+        input.read_exact(&mut part).await?;
         let part = SnapshotPart {
             sha256: offer.sha256,
             offset: received,
@@ -64,21 +109,18 @@ pub(super) async fn send(
             bytes: Bytes::from(part),
         };
         let sent_to = received + part.bytes.len() as u64;
-        received = progress(peer.call(Channel::Snapshot, &Request::SnapshotPart(part), PART_TIMEOUT).await)?;
+        received = progress(peer.call(Channel::Snapshot, &Request::SnapshotPart(part), PART_TIMEOUT).await?)?;
         if received != sent_to {
-            input.seek(SeekFrom::Start(received)).await.map_err(local)?;
+            input.seek(SeekFrom::Start(received)).await?;
         }
     }
-    match peer.call(Channel::Snapshot, &Request::SnapshotEnd(offer), INSTALL_TIMEOUT).await.map_err(RPCError::from)? {
-        Response::SnapshotInstalled(response) => Ok(response),
-        other => Err(RPCError::from(unexpected(&other)).into()),
-    }
+    Ok(peer.call(Channel::Snapshot, &Request::SnapshotEnd(offer), INSTALL_TIMEOUT).await)
 }
 
-fn progress(answer: Result<Response, PeerError>) -> Result<u64, StreamingError<TypeConfig>> {
-    match answer.map_err(RPCError::from)? {
+fn progress(answer: Response) -> Result<u64, PeerError> {
+    match answer {
         Response::SnapshotProgress { received } => Ok(received),
-        other => Err(RPCError::from(unexpected(&other)).into()),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -135,9 +177,8 @@ impl Receiver {
         {
             return Ok(current.received);
         }
-        if let Some(old) = self.current.take() {
-            tokio::fs::remove_file(&old.path).await?;
-        }
+        self.current = None;
+        self.remove_others(&incoming_name(&offer)).await?;
         let path = self.dir.join(incoming_name(&offer));
         let mut file = tokio::fs::OpenOptions::new().create(true).write(true).truncate(false).open(&path).await?;
         let mut received = file.metadata().await?.len();
@@ -150,6 +191,17 @@ impl Receiver {
         file.seek(SeekFrom::Start(received)).await?;
         self.current = Some(Incoming { offer, path, file, received });
         Ok(received)
+    }
+
+    /// Removes what transfers of other files left behind, in this life of the process or an earlier one.
+    async fn remove_others(&self, keep: &str) -> std::io::Result<()> {
+        let mut entries = tokio::fs::read_dir(&self.dir).await?;
+        while let Some(entry) = entries.next_entry().await? {
+            if entry.file_name().to_str().is_some_and(|name| is_incoming(name) && name != keep) {
+                tokio::fs::remove_file(entry.path()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes one part; returns how many bytes are there. A part that is not the next one is passed over.
@@ -166,7 +218,10 @@ impl Receiver {
             if received > current.offer.file_bytes {
                 return Err(ReceiveError::Beyond(part.offset));
             }
+            // A call that was given up in the middle of its write has moved on in the file.
+            current.file.seek(SeekFrom::Start(current.received)).await?;
             current.file.write_all(&part.bytes).await?;
+            current.file.flush().await?;
             current.received = received;
         }
         Ok(current.received)
@@ -179,8 +234,7 @@ impl Receiver {
         if !self.current.as_ref().is_some_and(complete) {
             return Err(ReceiveError::NotAnnounced);
         }
-        let Some(mut current) = self.current.take() else { return Err(ReceiveError::NotAnnounced) };
-        current.file.flush().await?;
+        let Some(current) = self.current.take() else { return Err(ReceiveError::NotAnnounced) };
         current.file.sync_all().await?;
         Ok(current.path)
     }
@@ -212,7 +266,6 @@ mod tests {
         assert_eq!(receiver.begin(offer(&bytes, 1)).await.unwrap(), 0);
         assert_eq!(receiver.part(part(&bytes, 1, 0, PART_BYTES)).await.unwrap(), PART_BYTES as u64);
         receiver.part(part(&bytes, 1, PART_BYTES, PART_BYTES + 50)).await.unwrap();
-        receiver.current.as_mut().unwrap().file.flush().await.unwrap();
 
         // The process was killed: what is left is the file, with a torn part at its end.
         let mut receiver = Receiver::new(dir.path());

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::{Stream, TryStreamExt};
@@ -15,7 +16,7 @@ use openraft::{EntryPayload, RaftSnapshotBuilder};
 use tokio::sync::watch;
 
 use super::checkpoint::CheckpointThread;
-use super::engine_home::EngineHome;
+use super::engine_home::{EngineHome, Generation};
 use super::fatal::Fatal;
 use super::membership::{decode_membership, encode_membership};
 use super::metrics::StateMetrics;
@@ -25,6 +26,9 @@ use super::types::{ApplyReply, Entry, LogId, Snapshot, SnapshotMeta, StoredMembe
 use crate::clock;
 use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader};
 use crate::types::{LogPosition, Revision};
+
+/// Pause before a snapshot is tried again that found no room on the disk.
+const FULL_DISK_PAUSE: Duration = Duration::from_secs(10);
 
 /// How far this node has applied the log: news for everybody who waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,6 +67,7 @@ impl StateAccess {
 pub(super) struct StateStore {
     machine: StateMachine,
     membership: StoredMembership,
+    generation: Arc<Generation>,
     checkpoint: CheckpointThread,
     home: EngineHome,
     config: StateConfig,
@@ -83,13 +88,28 @@ impl StateStore {
         fatal: Fatal,
     ) -> io::Result<(Self, StateAccess)> {
         let Recovered { machine, generation } = recovered;
-        home.retire_others(generation);
+        home.remove_others(&generation);
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
         let checkpoint = CheckpointThread::spawn(machine.checkpointer(), metrics.clone(), fatal.clone())?;
         let reader = Arc::new(ArcSwap::from_pointee(machine.reader()));
         let (applied, applied_rx) = watch::channel(machine.applied().into());
         let access = StateAccess { reader: reader.clone(), applied: applied_rx, snapshots: snapshots.clone() };
-        Ok((Self { machine, membership, checkpoint, home, config, reader, applied, snapshots, metrics, fatal }, access))
+        Ok((
+            Self {
+                machine,
+                membership,
+                generation,
+                checkpoint,
+                home,
+                config,
+                reader,
+                applied,
+                snapshots,
+                metrics,
+                fatal,
+            },
+            access,
+        ))
     }
 
     fn apply_entry(&mut self, entry: Entry) -> io::Result<ApplyReply> {
@@ -143,18 +163,46 @@ impl StateStore {
 
     async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
         let (home, config) = (self.home.clone(), self.config.clone());
-        let loaded = tokio::task::spawn_blocking(move || load_snapshot(&home, &snapshot, &config)).await?;
-        let Recovered { machine, generation } = loaded.map_err(io::Error::other)?;
+        let snapshots = self.snapshots.clone();
+        let loaded = tokio::task::spawn_blocking(move || {
+            snapshots.keep(&snapshot).map_err(io::Error::other)?;
+            load_snapshot(&home, &snapshot, &config).map_err(io::Error::other)
+        });
+        let Recovered { machine, generation } = loaded.await??;
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
         let checkpoint = CheckpointThread::spawn(machine.checkpointer(), self.metrics.clone(), self.fatal.clone())?;
-        // The old thread ends, and the old engine closes once the last reader lets go of it.
-        self.checkpoint = checkpoint;
+        let replaced = std::mem::replace(&mut self.checkpoint, checkpoint);
         self.machine = machine;
         self.membership = membership;
         self.reader.store(Arc::new(self.machine.reader()));
         self.applied.send_replace(self.machine.applied().into());
-        self.home.retire_others(generation);
+        // The old engine closes, and its directory goes, once the last reader lets go of it.
+        replaced.end().await;
+        self.generation.retire();
+        self.generation = generation;
         Ok(())
+    }
+
+    /// Moves everything applied to the engine.
+    #[cfg(test)]
+    pub(super) async fn checkpoint_now(&self) {
+        self.checkpoint.make_room().await;
+    }
+
+    /// Lets go of the engine, so that it can be opened again.
+    #[cfg(test)]
+    pub(super) async fn close(self) {
+        self.checkpoint.end().await;
+    }
+
+    /// The newest snapshot that is not known to be damaged; one is made where there was one and it is.
+    async fn sound_snapshot(&mut self) -> io::Result<Option<SnapshotHandle>> {
+        let newest = self.snapshots.newest();
+        if newest.is_some() || !self.snapshots.any_damaged() {
+            return Ok(newest);
+        }
+        let mut builder = self.get_snapshot_builder().await;
+        Ok(Some(builder.build_snapshot().await?.snapshot))
     }
 }
 
@@ -191,11 +239,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotHandle>>, io::Error> {
-        if self.snapshots.needs_a_new_one() {
-            // Without an answer openraft stops for good; applying waits meanwhile, which is the smaller evil.
-            return self.get_snapshot_builder().await.build_snapshot().await.map(Some);
-        }
-        Ok(self.snapshots.newest().map(as_openraft))
+        Ok(self.sound_snapshot().await?.map(as_openraft))
     }
 }
 
@@ -216,8 +260,20 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<SnapshotHandle>, io::Error> {
         let pinned = self.pinned.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
         let started = clock::now();
-        let snapshots = self.snapshots.clone();
-        let handle = tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await??;
+        let pinned = Arc::new(pinned);
+        let handle = loop {
+            let (snapshots, pinned) = (self.snapshots.clone(), pinned.clone());
+            match tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await? {
+                Ok(handle) => break handle,
+                // openraft takes any error for the end of this node, and nodes reach the size for a snapshot together: a
+                // full disk must not end them all. The pinned state stays what it is, so the next try is as good.
+                Err(error) if error.is_full() => {
+                    tracing::error!(%error, "no room for a snapshot; the log grows until there is: make room");
+                    tokio::time::sleep(FULL_DISK_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         self.metrics.snapshot_seconds.observe(started.elapsed().as_secs_f64());
         tracing::info!(
             file = %handle.path().display(),

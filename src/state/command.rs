@@ -292,3 +292,92 @@ impl From<Bytes> for Batch {
         Self(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden;
+    use crate::types::KeyRange;
+
+    fn key(text: &'static str) -> Key {
+        Key::new(text).unwrap()
+    }
+
+    fn compare(target: CompareTarget, operator: CompareOperator) -> Compare {
+        Compare { key: key("k"), target, operator }
+    }
+
+    /// Every variant and every field of what is logged, none of them zero.
+    fn commands() -> Vec<Command> {
+        let range = KeyRange::new("a", Some(Bytes::from("b"))).unwrap();
+        let open = KeyRange::new("a", None).unwrap();
+        let txn = Txn {
+            compares: vec![
+                compare(CompareTarget::Value("v".into()), CompareOperator::Equal),
+                compare(CompareTarget::Version(300), CompareOperator::NotEqual),
+                compare(CompareTarget::CreateRevision(Revision::new(2)), CompareOperator::Less),
+                compare(CompareTarget::ModRevision(Revision::new(3)), CompareOperator::Greater),
+                compare(CompareTarget::Lease(LeaseId::new(4)), CompareOperator::LessOrEqual),
+                compare(CompareTarget::Version(5), CompareOperator::GreaterOrEqual),
+            ],
+            success: vec![
+                TxnOp::Put { key: key("k"), value: "value".into(), lease: LeaseId::new(6) },
+                TxnOp::Get { selector: Selector::Key(key("k")), limit: 7 },
+            ],
+            failure: vec![
+                TxnOp::Delete { selector: Selector::Range(range) },
+                TxnOp::Get { selector: Selector::Range(open), limit: 1 },
+            ],
+        };
+        let command = |principal, request, txn| Command {
+            proposed_at: WallTime::new(1_700_000_000_000),
+            principal,
+            request,
+            operation: Operation::Txn(txn),
+        };
+        let request = RequestId { key: "id".into(), fingerprint: u128::MAX - 1 };
+        vec![
+            command(Principal::Anonymous, None, Txn::default()),
+            command(Principal::System, None, Txn::default()),
+            command(Principal::User("ada".into()), Some(request), txn),
+        ]
+    }
+
+    fn outcomes() -> Vec<Outcome> {
+        let meta = RecordMeta {
+            create_revision: Revision::new(1),
+            mod_revision: Revision::new(2),
+            version: 3,
+            lease: LeaseId::new(4),
+        };
+        let records = vec![Record { key: key("k"), value: "v".into(), meta }];
+        let responses = vec![
+            OpReply::Put { key: key("k"), meta },
+            OpReply::Get { records, count: 5 },
+            OpReply::Delete { deleted: 6 },
+        ];
+        vec![
+            Ok(Reply::Txn(TxnReply { succeeded: true, revision: Revision::new(7), responses })),
+            Err(Rejection::ReplyTooLarge { limit_bytes: 8 }),
+            Err(Rejection::Malformed("why".into())),
+        ]
+    }
+
+    #[test]
+    fn the_bytes_of_batch_format_one_stay_readable() {
+        let outcome_bytes = postcard::to_stdvec(&outcomes()).unwrap();
+        let examples = [("batch", Batch::encode(&commands()).as_bytes().to_vec()), ("outcomes", outcome_bytes)];
+        let stored = golden::check("commands-v1", examples);
+        assert_eq!(Batch::from(Bytes::from(stored["batch"].clone())).decode(), Ok(commands()));
+        assert_eq!(postcard::from_bytes(&stored["outcomes"]), Ok(outcomes()));
+    }
+
+    #[test]
+    fn a_newer_batch_and_bytes_that_are_none_are_told_apart() {
+        let decode = |bytes: &'static [u8]| Batch::from(Bytes::from_static(bytes)).decode();
+        assert_eq!(decode(b"\x02whatever"), Err(BatchError::Newer(2)));
+        for bad in [&b""[..], b"\0", b"\x01", b"\x01\x05"] {
+            assert!(matches!(decode(bad), Err(BatchError::Malformed(_))), "{bad:?}");
+        }
+    }
+}

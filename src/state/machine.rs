@@ -32,7 +32,7 @@ pub struct StateConfig {
 impl Default for StateConfig {
     fn default() -> Self {
         const MIB: usize = 1024 * 1024;
-        Self { overlay_bytes_soft: 32 * MIB, overlay_bytes_hard: 256 * MIB, cache_bytes: 64 * MIB }
+        Self { overlay_bytes_soft: 32 * MIB, overlay_bytes_hard: 128 * MIB, cache_bytes: 64 * MIB }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Frames on one TCP connection: a length in four bytes, big-endian, then as many bytes.
 //!
-//! Guarantees: a frame that claims more than [`FRAME_BYTES_MAX`] is an error before anything is allocated for it; a frame
+//! Guarantees: a frame that claims more than [`FRAME_BYTES_MAX`] is an error before anything is allocated for it; what is
+//! allocated for a frame is at most [`FIRST_ROOM_BYTES`] or twice what has come of it, whatever it claims; a frame
 //! is sent in one system call where the socket takes it and is never copied on the way out. Reading is cancel-safe,
 //! writing is not: a connection whose write was given up must be dropped. Leaves out: time limits.
 
@@ -13,12 +14,18 @@ use bytes::{Buf, Bytes, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_util::codec::{Decoder, LengthDelimitedCodec};
+use tokio::time::timeout;
 
 use super::FRAME_BYTES_MAX;
 
 /// Bytes asked of the socket at once while the size of the next frame is not known.
 const READ_BYTES: usize = 8 * 1024;
+
+/// The length before each frame.
+const HEADER_BYTES: usize = 4;
+
+/// What is allocated for a frame before as much of it has come. A frame up to this size is read without a copy.
+const FIRST_ROOM_BYTES: usize = 256 * 1024;
 
 /// With less room than this left in the buffer, a new frame begins in a new one.
 const READ_BYTES_MIN: usize = 1024;
@@ -31,6 +38,10 @@ const KEPT_BUFFER_BYTES_MAX: usize = 64 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 4;
+
+/// How much of what still comes is dropped when a connection is parted, in reads of 1 KiB, and for how long.
+const PARTING_READS_MAX: usize = 64;
+const PARTING_TIME: Duration = Duration::from_millis(200);
 
 /// Why a frame was not sent.
 #[derive(Debug)]
@@ -45,7 +56,6 @@ pub(super) struct WriteError {
 pub(super) struct Frames {
     stream: TcpStream,
     inbox: BytesMut,
-    codec: LengthDelimitedCodec,
 }
 
 impl Frames {
@@ -60,8 +70,7 @@ impl Frames {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
-        Ok(Self { stream, inbox: BytesMut::new(), codec })
+        Ok(Self { stream, inbox: BytesMut::new() })
     }
 
     /// The address of the other side, for logs.
@@ -72,6 +81,22 @@ impl Frames {
     /// Sends bytes outside of any frame: a hello.
     pub(super) async fn write_bare(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await
+    }
+
+    /// Ends this side, and drops what still comes for a moment: closing with bytes unread would be a reset, in which what
+    /// was sent last is lost.
+    pub(super) async fn part(&mut self) {
+        let drop_rest = async {
+            self.stream.shutdown().await?;
+            let mut rest = [0; 1024];
+            for _ in 0..PARTING_READS_MAX {
+                if self.stream.read(&mut rest).await? == 0 {
+                    break;
+                }
+            }
+            io::Result::Ok(())
+        };
+        let _ = timeout(PARTING_TIME, drop_rest).await;
     }
 
     /// Reads exactly `N` bytes outside of any frame; only before the first frame.
@@ -105,11 +130,8 @@ impl Frames {
     pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let mut inside = !self.inbox.is_empty();
         loop {
-            if let Some(frame) = self.codec.decode(&mut self.inbox)? {
-                if self.inbox.is_empty() && frame.len() > KEPT_BUFFER_BYTES_MAX {
-                    self.inbox = BytesMut::new();
-                }
-                return Ok(Some(frame.freeze()));
+            if let Some(frame) = self.take_frame()? {
+                return Ok(Some(frame));
             }
             if self.fill().await? == 0 {
                 return if inside { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
@@ -118,9 +140,34 @@ impl Frames {
         }
     }
 
+    /// The frame at the head of what was read, if all of it is there; otherwise makes room for more of it.
+    fn take_frame(&mut self) -> io::Result<Option<Bytes>> {
+        let Some(header) = self.inbox.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*header) as usize;
+        if length > FRAME_BYTES_MAX {
+            let told = format!("a frame claims {length} bytes; at most {FRAME_BYTES_MAX} are allowed");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, told));
+        }
+        let missing = (HEADER_BYTES + length).saturating_sub(self.inbox.len());
+        if missing > 0 {
+            // A stranger could claim much and send little on every connection there is.
+            let room = missing.min(self.inbox.len().max(FIRST_ROOM_BYTES));
+            if self.inbox.capacity() == self.inbox.len() || missing <= FIRST_ROOM_BYTES {
+                self.inbox.reserve(room);
+            }
+            return Ok(None);
+        }
+        self.inbox.advance(HEADER_BYTES);
+        let frame = self.inbox.split_to(length).freeze();
+        if self.inbox.is_empty() && length > KEPT_BUFFER_BYTES_MAX {
+            self.inbox = BytesMut::new();
+        }
+        Ok(Some(frame))
+    }
+
     /// Reads once from the socket; 0 at the end of the stream.
     async fn fill(&mut self) -> io::Result<usize> {
-        // Inside a frame the codec has made exactly the room that is needed: making more would copy the frame.
+        // Inside a frame the room that is needed was made: making more would copy the frame.
         let room = self.inbox.capacity() - self.inbox.len();
         if room == 0 || (self.inbox.is_empty() && room < READ_BYTES_MIN) {
             self.inbox.reserve(READ_BYTES);
@@ -139,5 +186,46 @@ impl Frames {
         let mut byte = [MaybeUninit::uninit()];
         let peeked = SockRef::from(&self.stream).peek(&mut byte);
         !self.has_unread() && matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_frame_gets_room_for_what_has_come_of_it_and_not_for_what_it_claims() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut frames = Frames::new(listener.accept().await.unwrap().0).unwrap();
+        stream.write_all(&(FRAME_BYTES_MAX as u32).to_be_bytes()).await.unwrap();
+        stream.write_all(&[7; 1000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(frames.next().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(frames.inbox.capacity() <= 2 * FIRST_ROOM_BYTES, "{}", frames.inbox.capacity());
+    }
+
+    #[tokio::test]
+    async fn frames_of_every_size_come_whole_one_behind_the_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut sender, mut receiver) =
+            (Frames::new(stream).unwrap(), Frames::new(listener.accept().await.unwrap().0).unwrap());
+        let sizes = [0, 1, 8191, 8192, FIRST_ROOM_BYTES, FIRST_ROOM_BYTES + 1, 0, 5_000_000, 3, FRAME_BYTES_MAX];
+        let sending = async {
+            for size in sizes {
+                sender.write(&vec![size as u8; size]).await.unwrap();
+            }
+        };
+        let receiving = async {
+            for size in sizes {
+                let frame = receiver.next().await.unwrap().unwrap();
+                assert!(frame.len() == size && frame.iter().all(|byte| *byte == size as u8), "{size}");
+            }
+        };
+        tokio::join!(sending, receiving);
+        assert!(!receiver.has_unread());
     }
 }

@@ -69,6 +69,11 @@ impl Refusal {
     }
 }
 
+/// Whether a connection begins like an HTTP request.
+pub(super) fn is_http(heard: [u8; HELLO_BYTES]) -> bool {
+    [&b"GET /"[..], b"PUT /", b"HEAD /", b"POST /", b"DELETE /"].iter().any(|start| heard.starts_with(start))
+}
+
 /// The caller's first words.
 pub(super) fn greet(ours: Versions, channel: Channel) -> [u8; HELLO_BYTES] {
     let [a, b, c, d] = MAGIC;
@@ -160,6 +165,15 @@ mod tests {
             let said = answer(listener, verdict.map(|(_, version)| version));
             assert_eq!(understand(caller, said).ok(), agreed);
         }
+    }
+
+    #[test]
+    fn the_bytes_of_a_hello_stay_as_they_are() {
+        assert_eq!(greet(OURS, Channel::Snapshot), *b"QPER\x01\x01\x04\0");
+        assert_eq!(answer(OURS, Ok(1)), *b"QPER\0\x01\x01\x01");
+        let refusals = Refusal::ALL.map(|refusal| answer(OURS, Err(refusal)));
+        assert_eq!(refusals, [*b"QPER\x01\0\x01\x01", *b"QPER\x02\0\x01\x01", *b"QPER\x03\0\x01\x01"]);
+        assert_eq!(Channel::ALL.map(Channel::code), [1, 2, 3, 4, 5]);
     }
 
     #[test]

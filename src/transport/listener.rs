@@ -30,6 +30,11 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// The pause after the system could not give a connection (no descriptors left, as a rule), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a client of the HTTP API is told that has come to the wrong port.
+pub(super) const HTTP_ANSWER: &str = "HTTP/1.1 421 Misdirected Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 100\r\nconnection: close\r\n\r\n\
+    this is the port for members of the cluster; clients are served on the client port, 7480 by default\n";
+
 /// What the peer port allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerLimits {
@@ -217,7 +222,14 @@ impl Shared {
     /// Hears the hello and answers it.
     async fn meet(&self, frames: &mut Frames) -> Result<Channel, End> {
         let heard = frames.read_bare().await?;
-        let verdict = hello::judge(OURS, heard).ok_or(End::NoHello)?;
+        let Some(verdict) = hello::judge(OURS, heard) else {
+            if hello::is_http(heard) {
+                // Somebody mixed up the two ports. The answer may be lost in the reset that unread bytes cause.
+                let _ = frames.write_bare(HTTP_ANSWER.as_bytes()).await;
+                frames.part().await;
+            }
+            return Err(End::NoHello);
+        };
         frames.write_bare(&hello::answer(OURS, verdict.map(|(_, version)| version))).await?;
         verdict.map(|(channel, _)| channel).map_err(|refusal| {
             let from = frames.peer_addr().map_or_else(|error| error.to_string(), |from| from.to_string());

@@ -17,6 +17,7 @@ mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -119,6 +120,16 @@ pub trait Transport: Send + Sync + 'static {
         request: Bytes,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, CallError>>;
+
+    /// Round-trip time to a peer, as last measured; `None` where it never was.
+    fn rtt(&self, _peer: &str) -> Option<Duration> {
+        None
+    }
+
+    /// When a peer last answered; `None` if it never did or nobody takes note.
+    fn last_ok(&self, _peer: &str) -> Option<Instant> {
+        None
+    }
 }
 
 /// Answers calls of other members.

@@ -353,4 +353,12 @@ impl Transport for TcpTransport {
     ) -> BoxFuture<'a, Result<Bytes, CallError>> {
         Box::pin(self.measured_call(peer, channel, request, deadline))
     }
+
+    fn rtt(&self, peer: &str) -> Option<Duration> {
+        Self::rtt(self, peer)
+    }
+
+    fn last_ok(&self, peer: &str) -> Option<Instant> {
+        Self::last_ok(self, peer)
+    }
 }

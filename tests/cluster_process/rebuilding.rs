@@ -256,5 +256,5 @@ async fn a_leader_with_damaged_snapshots_still_brings_a_follower_up() {
     cluster.converged().await;
     told.check(&cluster).await;
     assert!(cluster.nodes[away].said().contains("installing a snapshot from the leader"));
-    assert!(others.iter().any(|other| cluster.nodes[*other].said().contains("passing over a snapshot")));
+    assert!(others.iter().any(|other| cluster.nodes[*other].said().contains("passing over a damaged snapshot")));
 }

@@ -133,7 +133,6 @@ fn run(
         state: StateConfig::default(),
         engine_cache_bytes: 16 * 1024 * 1024,
         snapshot_log_bytes: 64 * 1024 * 1024,
-        log_entries_kept: 20_000,
     };
     let member =
         Member { name: name.into(), peer_addr: first[name].clone(), client_url: url.clone(), zone: String::new() };

@@ -20,7 +20,9 @@ pub enum NodeRole {
     Candidate,
     /// Follows without a vote.
     Learner,
-    /// Stopped, or not yet a member.
+    /// Not yet a member, or its log is being replayed.
+    Starting,
+    /// Stopped.
     Shutdown,
 }
 
@@ -33,6 +35,7 @@ impl NodeRole {
             Self::Follower => "follower",
             Self::Candidate => "candidate",
             Self::Learner => "learner",
+            Self::Starting => "starting",
             Self::Shutdown => "shutdown",
         }
     }
@@ -153,13 +156,13 @@ pub struct MemberInfo {
     pub peer_addr: String,
     /// The URL of its client listener.
     pub client_url: String,
-    /// Whether the answering node has heard from it lately; `null` if the two do not talk.
-    pub reachable: Option<bool>,
-    /// The last entry known to be in its log.
+    /// Whether it was heard from lately: by the leader, or with `view` `local` by the node that answers.
+    pub reachable: bool,
+    /// The last entry known to be in its log; `null` where nobody could tell.
     pub matched_index: Option<u64>,
-    /// Entries it lacks.
+    /// Entries it lacks of the longest log that was seen.
     pub lag_entries: Option<u64>,
-    /// Round-trip time of the last call to it, in milliseconds.
+    /// Round-trip time to it, in milliseconds; `null` for the node that measures and for one that can't be reached.
     pub rtt_ms: Option<f64>,
 }
 
@@ -170,21 +173,33 @@ pub struct QuorumInfo {
     pub voters: u64,
     /// How many of them must agree.
     pub needed: u64,
-    /// How many of them the answering node has heard from lately, where it talks to them all.
-    pub reachable: Option<u64>,
-    /// How many more voters may fail before writes stop, as far as `reachable` is known.
-    pub spare: Option<u64>,
+    /// How many of them are reachable.
+    pub reachable: u64,
+    /// How many more voters may fail before writes stop.
+    pub spare: u64,
 }
 
-/// The group as the answering node sees it.
+/// Whose view of the group is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewSource {
+    /// The leader's, whichever node was asked.
+    Leader,
+    /// That of the node that answers: no leader answered it.
+    Local,
+}
+
+/// The group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterReply {
     /// Its id.
     pub cluster_id: u64,
     /// The term.
     pub term: u64,
-    /// The id of the leader, where known.
+    /// The id of the leader; `null` if none answers.
     pub leader: Option<u64>,
+    /// Whose view this is.
+    pub view: ViewSource,
     /// The members by id.
     pub members: Vec<MemberInfo>,
     /// How the group stands.
@@ -198,6 +213,7 @@ impl From<node::Role> for NodeRole {
             node::Role::Follower => Self::Follower,
             node::Role::Candidate => Self::Candidate,
             node::Role::Learner => Self::Learner,
+            node::Role::Starting => Self::Starting,
             node::Role::Shutdown => Self::Shutdown,
         }
     }
@@ -262,6 +278,10 @@ impl From<node::ClusterStatus> for ClusterReply {
             cluster_id: status.cluster_id.get(),
             term: status.term.get(),
             leader: status.leader.map(|id| id.get()),
+            view: match status.source {
+                node::Source::Leader => ViewSource::Leader,
+                node::Source::Local => ViewSource::Local,
+            },
             quorum: QuorumInfo::of(&members),
             members,
         }
@@ -276,9 +296,7 @@ impl QuorumInfo {
         let count = |matching: &dyn Fn(&MemberInfo) -> bool| voters().filter(|voter| matching(voter)).count() as u64;
         let all = count(&|_| true);
         let needed = all / 2 + 1;
-        // A follower hears from the leader alone: it can't tell how many voters are up, so it doesn't.
-        let reachable =
-            voters().all(|voter| voter.reachable.is_some()).then(|| count(&|voter| voter.reachable == Some(true)));
-        Self { voters: all, needed, reachable, spare: reachable.map(|up| up.saturating_sub(needed)) }
+        let reachable = count(&|voter| voter.reachable);
+        Self { voters: all, needed, reachable, spare: reachable.saturating_sub(needed) }
     }
 }

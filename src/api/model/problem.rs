@@ -16,6 +16,8 @@ pub enum Code {
     InvalidKey,
     /// The range is empty or a bound is too long.
     InvalidRange,
+    /// The request is not allowed, whoever sends it.
+    PermissionDenied,
     /// The key does not exist.
     KeyNotFound,
     /// There is no such endpoint.
@@ -49,10 +51,11 @@ pub enum Code {
 
 impl Code {
     /// Every code this program produces.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
         Self::InvalidKey,
         Self::InvalidRange,
+        Self::PermissionDenied,
         Self::KeyNotFound,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -75,6 +78,7 @@ impl Code {
             Self::BadRequest => "bad_request",
             Self::InvalidKey => "invalid_key",
             Self::InvalidRange => "invalid_range",
+            Self::PermissionDenied => "permission_denied",
             Self::KeyNotFound => "key_not_found",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",

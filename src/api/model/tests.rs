@@ -112,7 +112,7 @@ fn a_code_of_a_newer_server_is_no_error() {
 }
 
 #[test]
-fn the_quorum_is_told_only_where_all_voters_are_in_sight() {
+fn the_quorum_counts_voters_alone() {
     let member = |role, reachable| MemberInfo {
         id: 1,
         name: String::new(),
@@ -126,11 +126,11 @@ fn the_quorum_is_told_only_where_all_voters_are_in_sight() {
         rtt_ms: None,
     };
     let voter = |reachable| member(MemberRole::Voter, reachable);
-    let learner = member(MemberRole::Learner, None);
-    let seen = QuorumInfo::of(&[voter(Some(true)), voter(Some(true)), voter(Some(false)), learner.clone()]);
-    assert_eq!(seen, QuorumInfo { voters: 3, needed: 2, reachable: Some(2), spare: Some(0) });
-    let unseen = QuorumInfo::of(&[voter(Some(true)), voter(None), voter(None), learner]);
-    assert_eq!(unseen, QuorumInfo { voters: 3, needed: 2, reachable: None, spare: None });
+    let learner = member(MemberRole::Learner, true);
+    let healthy = QuorumInfo::of(&[voter(true), voter(true), voter(true), learner.clone()]);
+    assert_eq!(healthy, QuorumInfo { voters: 3, needed: 2, reachable: 3, spare: 1 });
+    let lost = QuorumInfo::of(&[voter(true), voter(false), voter(false), learner]);
+    assert_eq!(lost, QuorumInfo { voters: 3, needed: 2, reachable: 1, spare: 0 });
 }
 
 fn bytes() -> impl Strategy<Value = Bytes> {

@@ -46,7 +46,7 @@ async fn start(config: ApiConfig) -> Server {
                 "/large" => return Response::new(Body::from(vec![b'x'; 64 * 1024 * 1024])),
                 _ => {}
             }
-            match body::read(request.into_body(), BODY_MAX, body_timeout, &budget).await {
+            match body::read(request.into_body(), false, BODY_MAX, body_timeout, &budget).await {
                 Ok(held) => Response::new(Body::from(format!("{path} {}", held.bytes.len()))),
                 Err(error) => {
                     let failure = Failure::from(error);

@@ -21,10 +21,10 @@
 //!   the index it was given. A late mark makes it wait longer, never read less. (This needs `enable_leader_restore` off:
 //!   a restarted leader must win an election again.)
 //! * **Bounded reads** prove their age with a read index this process has fetched and applied; a fresh process has none.
-//! * **Stale reads** promise no order across nodes, but one node should not go backwards because it was restarted. The
-//!   mark alone can't promise that, durable or not: openraft applies a committed entry on a follower before that follower
-//!   has flushed it, so a power cut can take the entry itself. A node therefore serves reads only after
-//!   `Raft::wait_for_recovery`: a leader has committed past the end of this log, and it is applied.
+//! * **Stale reads** promise no order, not even on one node across its restarts: they are for what serves without a
+//!   quorum, and a restarted node without one can't know what it had applied. The mark could not promise it either,
+//!   durable or not: openraft applies a committed entry on a follower before that follower has flushed it, so a power cut
+//!   can take the entry itself. Who must not go backwards names a least revision.
 //!
 //! A mark that waited for its own fdatasync would double the disk's share in each write and change none of the three.
 //!
@@ -230,6 +230,15 @@ impl LogStore {
     #[must_use]
     pub fn created(&self) -> bool {
         self.inner.created
+    }
+
+    /// Refuses a log that was not there, or of which nothing was left.
+    pub(super) fn must_have_existed(&self) -> Result<(), LogError> {
+        if !self.inner.created {
+            return Ok(());
+        }
+        let reason = "nothing is left of what it held".into();
+        Err(LogError::Damaged { file: self.inner.dir.clone(), offset: 0, reason })
     }
 
     /// Tells when the log can no longer be written, and why. The process must then end.

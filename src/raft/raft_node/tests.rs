@@ -1,0 +1,197 @@
+//! Several consensus nodes in one process over a switchboard whose links the tests cut, slow and hold.
+//!
+//! Property: whatever happens to links and leaders, a command is answered truthfully within its deadline, a read sees what
+//! was acknowledged before it, a follower that is too far behind is brought up by a snapshot, and nothing stays stuck.
+//! Method: real time, real stores in temporary directories, memory transport with a gate before each member.
+
+mod elections;
+mod proposing;
+mod reading;
+mod snapshots;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::raft::log_store::LogConfig;
+use crate::state::{Operation, Principal, StateConfig, Txn, TxnOp};
+use crate::transport::memory::Network;
+use crate::transport::{BoxFuture, Channel};
+use crate::types::{Key, LeaseId, Revision, WallTime};
+
+const CLUSTER: ClusterId = ClusterId::new(7);
+
+/// How long anything may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a condition that gives no news is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Stands before a member: counts the calls that arrive, and holds those of one channel for as long as it is told to.
+struct Gate {
+    inner: Arc<dyn PeerHandler>,
+    held: watch::Sender<Option<Channel>>,
+    calls: [AtomicU64; Channel::ALL.len()],
+}
+
+impl Gate {
+    fn hold(&self, channel: Channel) {
+        self.held.send_replace(Some(channel));
+    }
+
+    fn release(&self) {
+        self.held.send_replace(None);
+    }
+
+    fn calls(&self, channel: Channel) -> u64 {
+        self.calls[usize::from(channel.code()) - 1].load(Ordering::SeqCst)
+    }
+}
+
+impl PeerHandler for Gate {
+    fn handle(&self, channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
+        self.calls[usize::from(channel.code()) - 1].fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            self.held.subscribe().wait_for(|held| *held != Some(channel)).await.ok()?;
+            self.inner.handle(channel, request).await
+        })
+    }
+}
+
+struct Running {
+    node: RaftNode,
+    gate: Arc<Gate>,
+}
+
+/// Members 1, 2, 3, … at the addresses `n1`, `n2`, `n3`, ….
+struct Cluster {
+    network: Network,
+    dir: TempDir,
+    snapshot_log_bytes: u64,
+    members: BTreeMap<u64, Running>,
+}
+
+fn address(id: u64) -> String {
+    format!("n{id}")
+}
+
+fn soon(millis: u64) -> Instant {
+    clock::now() + Duration::from_millis(millis)
+}
+
+fn put(key: &str, value: impl Into<Bytes>) -> Command {
+    let op = TxnOp::Put { key: Key::new(key.to_owned()).unwrap(), value: value.into(), lease: LeaseId::ZERO };
+    let operation = Operation::Txn(Txn { success: vec![op], ..Txn::default() });
+    Command { proposed_at: WallTime::ZERO, principal: Principal::Anonymous, request: None, operation }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = clock::now() + PATIENCE;
+    while !holds() {
+        assert!(clock::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl Cluster {
+    async fn start(members: u64) -> Self {
+        Self::start_with(members, u64::MAX).await
+    }
+
+    async fn start_with(count: u64, snapshot_log_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Self { network: Network::new(), dir, snapshot_log_bytes, members: BTreeMap::new() };
+        for id in 1..=count {
+            cluster.open(id).await;
+        }
+        let member = |id| Member { name: address(id), peer_addr: address(id), ..Member::default() };
+        let first = (1..=count).map(|id| (NodeId::new(id), member(id))).collect();
+        cluster.node(1).initialize(first).await.unwrap();
+        cluster.leader().await;
+        cluster
+    }
+
+    fn config(&self, id: u64) -> RaftConfig {
+        RaftConfig {
+            data_dir: self.dir.path().join(address(id)),
+            timers: super::super::config::Timers::default(),
+            log: LogConfig::default(),
+            state: StateConfig::default(),
+            engine_cache_bytes: 1024 * 1024,
+            snapshot_log_bytes: self.snapshot_log_bytes,
+        }
+    }
+
+    async fn open(&mut self, id: u64) {
+        let transport = Arc::new(self.network.endpoint(&address(id)));
+        let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(id), transport };
+        let config = self.config(id);
+        drop(LogStore::open(&config.data_dir.join("log"), config.log.clone()).unwrap());
+        let node = RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await.unwrap();
+        let gate = Gate { inner: node.handler(), held: watch::Sender::new(None), calls: Default::default() };
+        let gate = Arc::new(gate);
+        self.network.serve(&address(id), gate.clone());
+        self.members.insert(id, Running { node, gate });
+    }
+
+    async fn stop(&mut self, id: u64) {
+        self.network.stop(&address(id));
+        let member = self.members.remove(&id).unwrap();
+        member.node.stop().await;
+    }
+
+    fn node(&self, id: u64) -> RaftNode {
+        self.members[&id].node.clone()
+    }
+
+    fn gate(&self, id: u64) -> &Gate {
+        &self.members[&id].gate
+    }
+
+    /// The only leader that a quorum has confirmed lately.
+    async fn leader(&self) -> u64 {
+        self.leader_among(&self.members.keys().copied().collect::<Vec<_>>()).await
+    }
+
+    async fn leader_among(&self, ids: &[u64]) -> u64 {
+        let mut found = None;
+        until("a leader that all of them know", || {
+            let leads = |id: &&u64| self.node(**id).leader() == Leader::Me;
+            found = ids.iter().find(leads).copied();
+            let known = found.map(NodeId::new);
+            found.is_some() && ids.iter().all(|id| self.node(*id).status().leader() == known)
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// A member that does not lead.
+    async fn follower(&self) -> u64 {
+        let leader = self.leader().await;
+        *self.members.keys().find(|id| **id != leader).unwrap()
+    }
+
+    /// Cuts a member off from all others, both ways.
+    fn isolate(&self, id: u64) {
+        let one = address(id);
+        let others: Vec<String> = self.members.keys().filter(|other| **other != id).map(|id| address(*id)).collect();
+        self.network.partition(&[&one], &others.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    fn value(&self, id: u64, key: &str) -> Option<Bytes> {
+        let key = Key::new(key.to_owned()).unwrap();
+        self.node(id).reader().view().get(&key).unwrap().map(|record| record.value)
+    }
+
+    async fn write(&self, id: u64, key: &str) {
+        self.node(id).propose(put(key, "value"), soon(20_000)).await.unwrap().unwrap();
+    }
+
+    async fn stop_all(mut self) {
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.stop(id).await;
+        }
+    }
+}

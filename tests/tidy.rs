@@ -532,7 +532,9 @@ fn root() -> &'static Path {
 
 /// Path and contents of every text file of the tree; what is no UTF-8 is a fixture and passed over.
 fn texts() -> Vec<(String, String)> {
-    let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    // In a second work tree `.git` is a file, and tells where the first one is.
+    let of_the_tree = |path: &PathBuf| path.is_file() && !path.ends_with(".git");
+    let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()).filter(of_the_tree);
     let mut paths: Vec<PathBuf> = top.map(|path| path.strip_prefix(root()).unwrap().to_path_buf()).collect();
     paths.extend(["src", "tests", "scripts", "docs", ".ci"].iter().flat_map(|folder| files_below(root(), folder)));
     let read = |path: PathBuf| Some((path.to_str()?.replace('\\', "/"), fs::read_to_string(root().join(&path)).ok()?));

@@ -20,7 +20,7 @@ pub(crate) fn check<'a>(
         written.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
     if std::env::var_os(BLESS).is_some() {
         let lines: Vec<_> = written.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
-        std::fs::write(&path, lines.concat()).unwrap();
+        std::fs::write(&path, lines.concat()).expect("the fixtures of the sources can be written");
     }
     let stored: BTreeMap<String, Vec<u8>> = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -44,6 +44,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("a fixture holds hexadecimal digits");
     (0..hex.len()).step_by(2).map(digits).collect()
 }

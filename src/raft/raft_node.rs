@@ -117,8 +117,7 @@ impl RaftNode {
 
         let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
         let peers = Peers { transport, cluster, me };
-        let network = NetworkFactory(peers.clone());
-        let raft = openraft::Raft::new(me, raft_config, network, log.clone(), store)
+        let raft = openraft::Raft::new(me, raft_config, NetworkFactory(peers.clone()), log.clone(), store)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
 
@@ -131,7 +130,6 @@ impl RaftNode {
         let timeout = config.timers.election_max;
         let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
-        let receiver = Arc::new(Mutex::new(Receiver::new(state.snapshots.dir())));
         let server = Arc::new(PeerServer {
             cluster,
             me,
@@ -139,7 +137,7 @@ impl RaftNode {
             proposer: proposer.clone(),
             read_index: source,
             state: state.clone(),
-            receiver,
+            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir()))),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),

@@ -1,4 +1,4 @@
-//! The bytes of forming messages.
+//! Old bytes of forming messages: one of each stays readable, and a newer format is refused by name.
 
 use super::super::*;
 use crate::codec::golden;

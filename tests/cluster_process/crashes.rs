@@ -1,0 +1,202 @@
+//! Nodes that are killed, stopped or told to end while clients write and read.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::load::Load;
+use crate::process::{Cluster, Member, Settings};
+
+/// Writers of a test: enough that rounds carry several commands, few enough for two cores.
+pub(crate) const WRITERS: usize = 12;
+
+/// The promise: writes resume within three election timeouts, of 1 s each by default.
+pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(3);
+
+/// What a busy test machine may add to it.
+pub(crate) const RESUME_SLACK: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_loses_no_acknowledged_write_and_writes_resume() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let mut load = Load::start(&cluster.endpoints(), WRITERS);
+    let mut longest = Duration::ZERO;
+    for _ in 0..2 {
+        load.acknowledged(300).await;
+        let leader = cluster.leader().await;
+        let killed_at = Instant::now();
+        cluster.nodes[leader].kill();
+        longest = longest.max(load.resumed_after(killed_at).await);
+        load.acknowledged(300).await;
+        cluster.nodes[leader].start();
+        cluster.nodes[leader].ready().await;
+    }
+    load.acknowledged(300).await;
+    let told = load.stop().await;
+    cluster.converged().await;
+    told.check(&cluster).await;
+    println!("writes resumed within {longest:?} of the kill; {} acknowledged", told.acknowledged.len());
+    assert!(longest <= RESUME_WITHIN + RESUME_SLACK, "writes resumed after {longest:?}, not {RESUME_WITHIN:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_killed_at_once_keep_every_acknowledged_write() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let mut told = crate::load::Told::default();
+    for _ in 0..3 {
+        let mut load = Load::start(&cluster.endpoints(), WRITERS);
+        load.acknowledged(400).await;
+        cluster.nodes.iter_mut().for_each(Member::kill);
+        told.merge(load.stop().await);
+        cluster.start_all().await;
+        cluster.converged().await;
+        told.check(&cluster).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_end_does_so_cleanly_under_load() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let mut load = Load::start(&cluster.endpoints(), WRITERS);
+    load.acknowledged(200).await;
+    let follower = cluster.follower().await;
+    for at in [follower, cluster.leader().await] {
+        let status = cluster.nodes[at].terminate().await;
+        assert_eq!(status.code(), Some(0), "{}", cluster.nodes[at].said());
+        load.acknowledged(200).await;
+        cluster.nodes[at].start();
+        cluster.nodes[at].ready().await;
+    }
+    load.acknowledged(200).await;
+    // All at once, with writers still at work: those who wait last have no quorum any more.
+    cluster.nodes.iter_mut().for_each(|node| node.signal("TERM"));
+    for node in &mut cluster.nodes {
+        let status = node.ended().await;
+        assert_eq!(status.code(), Some(0), "{}", node.said());
+        assert!(!node.said().contains("panicked"), "{}", node.said());
+    }
+    let told = load.stop().await;
+    cluster.start_all().await;
+    cluster.converged().await;
+    told.check(&cluster).await;
+}
+
+/// The key of the readers, with its newest acknowledged value.
+const REGISTER: &str = "register";
+
+/// How long a paused leader sleeps: well beyond an election timeout.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// A leader that slept through an election must not answer reads from what it knew (etcd issue 20418).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_paused_serves_no_stale_linearizable_read() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let register = Register::start(&cluster.endpoints());
+    register.acknowledged(50).await;
+    for _ in 0..2 {
+        let leader = cluster.leader().await;
+        cluster.nodes[leader].signal("STOP");
+        // The pause itself is the fault.
+        sleep(PAUSE).await;
+        register.acknowledged(20).await;
+        cluster.nodes[leader].signal("CONT");
+        register.acknowledged(50).await;
+        cluster.nodes[leader].ready().await;
+    }
+    let reads = register.stop().await;
+    assert!(reads.iter().all(|count| *count > 20), "too few reads to tell: {reads:?}");
+    cluster.converged().await;
+}
+
+/// One writer that counts a register up, and readers at each node which check that no read is older than what was
+/// acknowledged before it began.
+struct Register {
+    newest: watch::Receiver<u64>,
+    stop: watch::Sender<bool>,
+    writer: JoinSet<()>,
+    readers: JoinSet<u64>,
+}
+
+impl Register {
+    fn start(endpoints: &[String]) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (acknowledged, newest) = watch::channel(0_u64);
+        let (mut writer, mut readers) = (JoinSet::new(), JoinSet::new());
+        let at_all = endpoints.to_vec();
+        let (ends, client) = (stopped.clone(), client());
+        writer.spawn(async move {
+            // The number written grows with every try, so that one whose outcome is unknown is still in order.
+            for number in 1_u64.. {
+                if *ends.borrow() {
+                    return;
+                }
+                let endpoint = &at_all[usize::try_from(number).unwrap() % at_all.len()];
+                let request = client.put(format!("{endpoint}/v1/kv/{REGISTER}")).body(number.to_string());
+                let answer = request.header("quorate-timeout", "1s").timeout(Duration::from_secs(2)).send().await;
+                match answer {
+                    Ok(answer) if answer.status().is_success() => drop(acknowledged.send_replace(number)),
+                    _ => sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        for endpoint in endpoints {
+            for _ in 0..2 {
+                readers.spawn(read(endpoint.clone(), newest.clone(), stopped.clone()));
+            }
+        }
+        Self { newest, stop, writer, readers }
+    }
+
+    /// Waits until so many more numbers were tried and the last of them acknowledged.
+    async fn acknowledged(&self, more: u64) {
+        let wanted = *self.newest.borrow() + more;
+        let mut newest = self.newest.clone();
+        let reached = newest.wait_for(|newest| *newest >= wanted);
+        tokio::time::timeout(crate::process::PATIENCE, reached).await.expect("in time").expect("the writer runs");
+    }
+
+    /// Ends it; how many reads each reader got an answer to.
+    async fn stop(mut self) -> Vec<u64> {
+        self.stop.send_replace(true);
+        while let Some(writer) = self.writer.join_next().await {
+            writer.unwrap();
+        }
+        let mut reads = Vec::new();
+        while let Some(reader) = self.readers.join_next().await {
+            reads.push(reader.unwrap());
+        }
+        reads
+    }
+}
+
+/// A client that keeps its connections: thousands of short ones would only fill the system's tables.
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+async fn read(endpoint: String, newest: watch::Receiver<u64>, stopped: watch::Receiver<bool>) -> u64 {
+    let mut served = 0;
+    let client = client();
+    while !*stopped.borrow() {
+        let least = *newest.borrow();
+        // Longer than the pause: a read that was waiting in the paused process comes back when it wakes up.
+        let request = client.get(format!("{endpoint}/v1/kv/{REGISTER}")).timeout(PAUSE * 3);
+        let Ok(answer) = request.header("quorate-timeout", "1s").send().await else {
+            sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        if answer.status() == 200 {
+            let Ok(text) = answer.text().await else { continue };
+            let seen: u64 = text.parse().unwrap();
+            assert!(seen >= least, "{endpoint} served {seen} after {least} was acknowledged");
+            served += 1;
+        } else {
+            assert!(matches!(answer.status().as_u16(), 404 | 503), "{endpoint}: {}", answer.status());
+            assert!(least == 0 || answer.status() != 404, "{endpoint} knows no key after {least} was acknowledged");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    served
+}

@@ -1,0 +1,140 @@
+//! The network between the members: a relay in front of each, whose links can be cut one way.
+//!
+//! All members call one address, so the relay tells callers apart by the process that owns the calling socket. Guarantees:
+//! what is sent over a cut link is held back, as by a network that drops packets; after healing it arrives. Leaves out:
+//! delays and reordering, which TCP would hide.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::process::{Cluster, Settings, address};
+
+/// Which links are cut, as (from, to).
+type Cuts = Vec<(usize, usize)>;
+
+/// Relays for all members.
+pub(crate) struct Links {
+    cuts: watch::Sender<Cuts>,
+    /// Process ids of the members, as they change.
+    pids: Arc<Mutex<Vec<Option<u32>>>>,
+    _relays: JoinSet<()>,
+}
+
+impl Links {
+    /// Three nodes that serve and reach each other through relays.
+    pub(crate) async fn start(settings: &Settings) -> (Cluster, Self) {
+        let (mut listeners, mut listen, mut advertised) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let relay = TcpListener::bind(address()).await.unwrap();
+            listen.push(address());
+            advertised.push(relay.local_addr().unwrap().to_string());
+            listeners.push(relay);
+        }
+        let mut cluster = Cluster::prepare_behind(settings, &listen, &advertised).await;
+        let (cuts, watched) = watch::channel(Cuts::new());
+        let pids = Arc::new(Mutex::new(vec![None; listen.len()]));
+        let mut relays = JoinSet::new();
+        for (callee, (listener, target)) in listeners.into_iter().zip(listen).enumerate() {
+            relays.spawn(relay(listener, target, callee, pids.clone(), watched.clone()));
+        }
+        let links = Self { cuts, pids, _relays: relays };
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        links.know(&cluster);
+        cluster.ready().await;
+        (cluster, links)
+    }
+
+    /// Takes note of the processes; to be called after each start of one.
+    pub(crate) fn know(&self, cluster: &Cluster) {
+        *self.pids.lock().unwrap() = cluster.nodes.iter().map(crate::process::Member::pid).collect();
+    }
+
+    /// Cuts these links, and no others.
+    pub(crate) fn cut(&self, links: &[(usize, usize)]) {
+        self.cuts.send_replace(links.to_vec());
+    }
+
+    /// Cuts a node off all others, both ways.
+    pub(crate) fn isolate(&self, node: usize, nodes: usize) {
+        let others = (0..nodes).filter(|other| *other != node);
+        self.cut(&others.flat_map(|other| [(node, other), (other, node)]).collect::<Vec<_>>());
+    }
+
+    pub(crate) fn heal(&self) {
+        self.cut(&[]);
+    }
+}
+
+async fn relay(
+    listener: TcpListener,
+    target: String,
+    callee: usize,
+    pids: Arc<Mutex<Vec<Option<u32>>>>,
+    cuts: watch::Receiver<Cuts>,
+) {
+    let mut connections = JoinSet::new();
+    while let Ok((inbound, from)) = listener.accept().await {
+        let (target, cuts, pids) = (target.clone(), cuts.clone(), pids.lock().unwrap().clone());
+        connections.spawn(async move {
+            let to = inbound.local_addr().unwrap();
+            let caller = tokio::task::spawn_blocking(move || owner(from, to, &pids)).await.unwrap();
+            // A caller that has gone already, or one that is no member: nothing to relay.
+            let Some(caller) = caller else { return };
+            // A connection can be made only where both directions work.
+            if !open(&mut cuts.clone(), (caller, callee)).await || !open(&mut cuts.clone(), (callee, caller)).await {
+                return;
+            }
+            let Ok(outbound) = TcpStream::connect(target).await else { return };
+            let (_, _) = (inbound.set_nodelay(true), outbound.set_nodelay(true));
+            let ((in_read, in_write), (out_read, out_write)) = (inbound.into_split(), outbound.into_split());
+            tokio::select! {
+                () = pump(in_read, out_write, (caller, callee), cuts.clone()) => {}
+                () = pump(out_read, in_write, (callee, caller), cuts) => {}
+            }
+        });
+    }
+}
+
+/// Waits until a link is open; false if the test is over.
+async fn open(cuts: &mut watch::Receiver<Cuts>, link: (usize, usize)) -> bool {
+    cuts.wait_for(|cuts| !cuts.contains(&link)).await.is_ok()
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    link: (usize, usize),
+    mut cuts: watch::Receiver<Cuts>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if !open(&mut cuts, link).await || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Which member's process has the socket at the other end of a connection.
+fn owner(from: SocketAddr, to: SocketAddr, pids: &[Option<u32>]) -> Option<usize> {
+    // "sl local remote state tx:rx tr:when retrnsmt uid timeout inode", addresses in hexadecimal.
+    let ends = (format!(":{:04X}", from.port()), format!(":{:04X}", to.port()));
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let inode = table.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        (fields.get(1)?.ends_with(&ends.0) && fields.get(2)?.ends_with(&ends.1)).then(|| fields[9].to_owned())
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    pids.iter().position(|pid| {
+        let Some(pid) = pid else { return false };
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target.to_string_lossy() == wanted)
+    })
+}

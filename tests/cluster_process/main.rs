@@ -1,0 +1,15 @@
+//! Real processes: the binary as it is shipped, three nodes on loopback, killed, stopped, cut off and damaged.
+//!
+//! Each test starts processes of its own, on ports and in directories of its own, and judges by what clients were told:
+//! what was acknowledged is there on every node, what was refused is not, and all nodes agree by the hash of their state.
+//! Leaves out: one process with several nodes (`node_cluster`) and the HTTP contract (`http_contract`).
+
+mod crashes;
+mod cuts;
+mod disk_failures;
+mod forming;
+mod links;
+mod load;
+mod process;
+mod rebuilding;
+mod refusals;

@@ -48,7 +48,7 @@ fn check_host(head: &Parts, config: &ApiConfig) -> Result<(), Failure> {
 
 /// Whether a host is an address or a name without a dot, like `localhost`: no stranger's name server answers for those.
 fn is_local(host: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(host) else { return false };
+    let Some(text) = std::str::from_utf8(host).ok().filter(|text| text.is_ascii()) else { return false };
     if let Some(bracketed) = text.strip_prefix('[') {
         return bracketed.split(']').next().is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
     }

@@ -191,7 +191,7 @@ pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, F
 /// Delete a range of keys
 ///
 /// The range must be named: `prefix` (the empty one is every key), or both `start` and `end` (an empty one is the end
-/// of the key space).
+/// of the key space). A range of more than 100,000 keys is refused; delete it in parts.
 #[utoipa::path(delete, path = "/v1/kv", tag = "keys", params(
     ("prefix" = Option<String>, Query, description = "every key with this prefix"),
     ("start" = Option<String>, Query, description = "the inclusive lower bound"),

@@ -45,7 +45,7 @@ pub(super) enum ReadVerdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Guarded {
     pub(super) txn: Txn,
-    /// The branch that does the write; the other reads the key instead.
+    /// The branch that does the write; the other reads the key instead, without its value.
     pub(super) done_if: bool,
 }
 
@@ -88,7 +88,8 @@ impl Precondition {
         let done = vec![operation];
         let failed = match compares.is_empty() {
             true => Vec::new(),
-            false => vec![TxnOp::Get { selector: Selector::Key(key.clone()), limit: 1 }],
+            // The answer is a mod revision: the value, which may be large, stays where it is.
+            false => vec![TxnOp::Get { selector: Selector::Key(key.clone()), limit: 1, keys_only: true }],
         };
         let (success, failure) = if done_if { (done, failed) } else { (failed, done) };
         Ok(Guarded { txn: Txn { compares, success, failure }, done_if })

@@ -128,7 +128,7 @@ fn of_write(error: &WriteError) -> Class {
             Class::later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, *retry_after)
         }
         WriteError::OutcomeUnknown(_) => Class::unknown(StatusCode::GATEWAY_TIMEOUT, Code::OutcomeUnknown),
-        WriteError::Rejected(Rejection::ReplyTooLarge { .. }) => {
+        WriteError::Rejected(Rejection::ReplyTooLarge { .. } | Rejection::TooManyKeys { .. }) => {
             Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest)
         }
         WriteError::Rejected(Rejection::Malformed(_)) => {

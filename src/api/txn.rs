@@ -21,7 +21,7 @@ const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
 /// Run a transaction
 ///
 /// All comparisons are judged at one point in the order of writes; then the operations of one branch are done in order,
-/// all or nothing, under one revision.
+/// all or nothing, under one revision. Its ranges may pass 100,000 keys in all, those counted beyond a limit too.
 #[utoipa::path(post, path = "/v1/txn", tag = "keys", params(
     ("Prefer" = Option<String>, Header, description = "redirect: answer 307 to the leader rather than forward"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),

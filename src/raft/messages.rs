@@ -112,8 +112,9 @@ pub(super) enum Response {
     SnapshotInstalled(SnapshotResponse<TypeConfig>),
     /// To [`Request::ReadIndex`].
     ReadIndex(Result<LogIndex, ReadIndexRefusal>),
-    /// To [`Request::Forward`]: one outcome a command, or why none was proposed or what became of it is unknown.
-    Forward(Result<Vec<Outcome>, ForwardRefusal>),
+    /// To [`Request::Forward`]: one outcome a command, `None` where the message had no room for it, or why none was proposed
+    /// or what became of it is unknown.
+    Forward(Result<Vec<Option<Outcome>>, ForwardRefusal>),
     /// The addressee could not act on the message.
     Refused(String),
 }
@@ -332,7 +333,7 @@ mod tests {
             ("index_read", Response::ReadIndex(Ok(LogIndex::new(300)))),
             ("index_not_leader", Response::ReadIndex(Err(ReadIndexRefusal::NotLeader(other)))),
             ("index_no_quorum", Response::ReadIndex(Err(ReadIndexRefusal::NoQuorum))),
-            ("forwarded", Response::Forward(Ok(vec![outcome]))),
+            ("forwarded", Response::Forward(Ok(vec![Some(outcome), None]))),
             ("forward_not_leader", Response::Forward(Err(ForwardRefusal::NotLeader(other)))),
             ("forward_not_proposed", Response::Forward(Err(ForwardRefusal::NotProposed("why".into())))),
             ("forward_unknown", Response::Forward(Err(ForwardRefusal::Unknown("why".into())))),

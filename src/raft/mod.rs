@@ -15,6 +15,7 @@ mod membership;
 mod messages;
 mod metrics;
 mod network;
+mod payload;
 mod proposer;
 mod raft_node;
 mod read_barrier;

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::leadership::Leadership;
 use super::messages::{ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response};
+use super::payload::carried_back;
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
 use super::snapshot_store::SnapshotStore;
@@ -23,12 +24,15 @@ use super::snapshot_transfer::Receiver;
 use super::state_store::{StateAccess, StateStore};
 use super::types::{Snapshot, TypeConfig};
 use crate::clock;
-use crate::state::Batch;
-use crate::transport::{BoxFuture, Channel, PeerHandler};
+use crate::state::{Batch, Outcome};
+use crate::transport::{BoxFuture, Channel, FRAME_BYTES_MAX, PeerHandler};
 use crate::types::{ClusterId, LogPosition, NodeId};
 
 /// A caller that asks for longer is given this long.
 const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// The most bytes of outcomes in one answer to a forwarded round: a frame, less what stands around them.
+const OUTCOMES_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
 
 /// Answers for one node.
 pub(super) struct PeerServer {
@@ -92,11 +96,12 @@ impl PeerServer {
         })
     }
 
-    async fn propose(&self, commands: Bytes, timeout_ms: u64) -> Result<Vec<crate::state::Outcome>, ForwardRefusal> {
+    async fn propose(&self, commands: Bytes, timeout_ms: u64) -> Result<Vec<Option<Outcome>>, ForwardRefusal> {
         let commands =
             Batch::from(commands).decode().map_err(|error| ForwardRefusal::NotProposed(error.to_string()))?;
         let deadline = clock::now() + Duration::from_millis(timeout_ms).min(CALL_TIMEOUT_MAX);
-        self.proposer.submit(commands, false, deadline).await.map_err(|error| match error {
+        let outcomes = self.proposer.submit(commands, false, deadline).await;
+        outcomes.map(|outcomes| carried_back(outcomes, OUTCOMES_BYTES_MAX)).map_err(|error| match error {
             ProposeError::NotLeader(hint) => ForwardRefusal::NotLeader(hint),
             ProposeError::Unknown(reason) => ForwardRefusal::Unknown(reason),
             ProposeError::NoLeader | ProposeError::NoQuorum | ProposeError::Overloaded | ProposeError::Stopping => {

@@ -125,6 +125,8 @@ pub enum TxnOp {
         selector: Selector,
         /// The most records returned, 1 to [`PAGE_RECORDS_MAX`](crate::types::limits::PAGE_RECORDS_MAX).
         limit: u32,
+        /// Whether values are left out: they come back empty.
+        keys_only: bool,
     },
     /// Remove; a key that is absent is no error.
     Delete {
@@ -194,6 +196,8 @@ pub enum OpReply {
         records: Vec<Record>,
         /// How many keys match, also beyond the limit.
         count: u64,
+        /// Whether values were left out, as asked for.
+        keys_only: bool,
     },
     /// Answer to a delete: how many keys there were.
     Delete {
@@ -215,6 +219,12 @@ pub enum Rejection {
     /// this program encoded.
     #[error("the command is malformed: {0}")]
     Malformed(String),
+    /// The ranges of a transaction hold too many keys.
+    #[error("the transaction touches more than {limit} keys; split the range, or delete page by page")]
+    TooManyKeys {
+        /// The most keys it may touch.
+        limit: u64,
+    },
 }
 
 /// The newest batch format: postcard of `Vec<Command>`.
@@ -322,11 +332,11 @@ mod tests {
             ],
             success: vec![
                 TxnOp::Put { key: key("k"), value: "value".into(), lease: LeaseId::new(6) },
-                TxnOp::Get { selector: Selector::Key(key("k")), limit: 7 },
+                TxnOp::Get { selector: Selector::Key(key("k")), limit: 7, keys_only: true },
             ],
             failure: vec![
                 TxnOp::Delete { selector: Selector::Range(range) },
-                TxnOp::Get { selector: Selector::Range(open), limit: 1 },
+                TxnOp::Get { selector: Selector::Range(open), limit: 1, keys_only: false },
             ],
         };
         let command = |principal, request, txn| Command {
@@ -353,13 +363,14 @@ mod tests {
         let records = vec![Record { key: key("k"), value: "v".into(), meta }];
         let responses = vec![
             OpReply::Put { key: key("k"), meta },
-            OpReply::Get { records, count: 5 },
+            OpReply::Get { records, count: 5, keys_only: true },
             OpReply::Delete { deleted: 6 },
         ];
         vec![
             Ok(Reply::Txn(TxnReply { succeeded: true, revision: Revision::new(7), responses })),
             Err(Rejection::ReplyTooLarge { limit_bytes: 8 }),
             Err(Rejection::Malformed("why".into())),
+            Err(Rejection::TooManyKeys { limit: 9 }),
         ]
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Guarantees: all or nothing; operations run in order and each sees what those before it did; comparisons see the state
 //! before all of them. All changes share one revision, and a key has one of them: the last put or delete wins, its version
-//! rises by one. Input that no caller should have let through is a [`Rejection`], never a panic. Leaves out: leases,
+//! rises by one. The work is bounded: in operations, in bytes answered, and in keys passed by ranges; each bound is judged
+//! by the replicated state alone, so that all replicas refuse the same. Input that no caller should have let through is a [`Rejection`], never a panic. Leaves out: leases,
 //! which a put only notes down.
 
 use std::cmp::Ordering;
@@ -22,7 +23,7 @@ use super::scan::LiveScan;
 use super::schema::stored_key;
 use super::store::{Live, Store};
 use crate::storage::{Error, Order};
-use crate::types::limits::{PAGE_RECORDS_MAX, TXN_OPERATIONS_MAX};
+use crate::types::limits::{PAGE_RECORDS_MAX, TXN_KEYS_MAX, TXN_OPERATIONS_MAX};
 use crate::types::{Key, KeyRange, LeaseId, Revision, Selector};
 
 /// The most bytes of keys and values, with [`REPLY_OVERHEAD_BYTES`] for each key, that the answer of one transaction may
@@ -31,6 +32,9 @@ pub const TXN_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What each put, delete and record counts for in an answer beside key and value, in bytes.
 pub const REPLY_OVERHEAD_BYTES: usize = 64;
+
+/// The most keys that the ranges of a transaction may pass. Tests meet the bound with few keys.
+pub(super) const KEYS_MAX: usize = if cfg!(test) { 24 } else { TXN_KEYS_MAX };
 
 /// What a transaction comes to.
 #[derive(Debug)]
@@ -71,12 +75,13 @@ fn run(store: &Store, txn: &Txn, current: Revision) -> Result<Executed, Stop> {
         }
     }
     let operations = if succeeded { &txn.success } else { &txn.failure };
-    let mut scratch = Scratch { store, current, next: current.next(), changes: BTreeMap::new(), reply_bytes: 0 };
+    let mut scratch =
+        Scratch { store, current, next: current.next(), changes: BTreeMap::new(), reply_bytes: 0, keys_passed: 0 };
     let mut responses = Vec::with_capacity(operations.len());
     for operation in operations {
         responses.push(match operation {
             TxnOp::Put { key, value, lease } => scratch.put(key, value, *lease)?,
-            TxnOp::Get { selector, limit } => scratch.get(selector, *limit)?,
+            TxnOp::Get { selector, limit, keys_only } => scratch.get(selector, *limit, *keys_only)?,
             TxnOp::Delete { selector } => scratch.delete(selector)?,
         });
     }
@@ -138,6 +143,8 @@ struct Scratch<'a> {
     next: Revision,
     changes: BTreeMap<Bytes, Change>,
     reply_bytes: usize,
+    /// By its ranges, one after the other; see [`LiveKeys`].
+    keys_passed: usize,
 }
 
 impl Scratch<'_> {
@@ -158,14 +165,14 @@ impl Scratch<'_> {
         Ok(OpReply::Put { key: key.clone(), meta })
     }
 
-    fn get(&mut self, selector: &Selector, limit: u32) -> Result<OpReply, Stop> {
+    fn get(&mut self, selector: &Selector, limit: u32, keys_only: bool) -> Result<OpReply, Stop> {
         let mut records = Vec::new();
         let mut count = 0;
         match selector {
             Selector::Key(key) => {
                 if let Some(live) = self.find(key.as_bytes())? {
                     count = 1;
-                    records.push(self.record(key.as_bytes().clone(), live)?);
+                    records.push(self.record(key.as_bytes().clone(), live, keys_only)?);
                 }
             }
             Selector::Range(range) => {
@@ -175,15 +182,15 @@ impl Scratch<'_> {
                 while let Some((key, live)) = live_keys.next()? {
                     count += 1;
                     if records.len() < limit {
-                        let value = store.value(&key, live.clone())?;
+                        let value = if keys_only { Bytes::new() } else { store.value(&key, live.clone())? };
                         account(&mut reply_bytes, key.len() + value.len())?;
                         records.push(Record { key: stored_key(key)?, value, meta: live.meta });
                     }
                 }
-                self.reply_bytes = reply_bytes;
+                (self.keys_passed, self.reply_bytes) = (live_keys.passed, reply_bytes);
             }
         }
-        Ok(OpReply::Get { records, count })
+        Ok(OpReply::Get { records, count, keys_only })
     }
 
     fn delete(&mut self, selector: &Selector) -> Result<OpReply, Stop> {
@@ -199,6 +206,7 @@ impl Scratch<'_> {
                 while let Some((key, _)) = live_keys.next()? {
                     keys.push(key);
                 }
+                self.keys_passed = live_keys.passed;
                 keys
             }
         };
@@ -216,9 +224,9 @@ impl Scratch<'_> {
         }
     }
 
-    fn record(&mut self, key: Bytes, live: Live) -> Result<Record, Stop> {
+    fn record(&mut self, key: Bytes, live: Live, keys_only: bool) -> Result<Record, Stop> {
         let meta = live.meta;
-        let value = self.store.value(&key, live)?;
+        let value = if keys_only { Bytes::new() } else { self.store.value(&key, live)? };
         self.account(key.len() + value.len())?;
         Ok(Record { key: stored_key(key)?, value, meta })
     }
@@ -232,6 +240,7 @@ impl Scratch<'_> {
             own: self.changes.range::<[u8], _>(as_slices(&own)).peekable(),
             scan: LiveScan::new(self.store, range, self.current, Order::Ascending, expected),
             scanned: None,
+            passed: self.keys_passed,
         }
     }
 
@@ -250,31 +259,54 @@ fn account(reply_bytes: &mut usize, bytes: usize) -> Result<(), Stop> {
 }
 
 /// The store's keys and the transaction's own, merged; its own hide the store's.
+///
+/// Each key counts once a range: those that are live, and those that the transaction itself has deleted, for it would
+/// otherwise pass them for nothing again and again. What counts is the logical state alone. Keys that were deleted before
+/// don't count, though the scan passes them too: how many of them are kept is for each replica to say, not for the log.
 struct LiveKeys<'a> {
     next: Revision,
     own: Peekable<btree_map::Range<'a, Bytes, Change>>,
     scan: LiveScan<'a>,
     /// The scan's next key, if it was read already.
     scanned: Option<(Bytes, Live)>,
+    /// How many keys the transaction's ranges have passed, this one and those before it.
+    passed: usize,
 }
 
 impl LiveKeys<'_> {
-    fn next(&mut self) -> Result<Option<(Bytes, Live)>, Error> {
+    fn next(&mut self) -> Result<Option<(Bytes, Live)>, Stop> {
         loop {
             if self.scanned.is_none() {
                 self.scanned = self.scan.next()?;
             }
-            let Some((own, _)) = self.own.peek() else { return Ok(self.scanned.take()) };
+            let Some((own, _)) = self.own.peek() else { return self.take_scanned() };
             match self.scanned.as_ref().map_or(Ordering::Greater, |(scanned, _)| scanned.cmp(own)) {
-                Ordering::Less => return Ok(self.scanned.take()),
+                Ordering::Less => return self.take_scanned(),
                 Ordering::Equal => self.scanned = None,
                 Ordering::Greater => {}
             }
+            self.pass()?;
             if let Some((key, change)) = self.own.next()
                 && let Some(live) = Live::from_version(self.next, change)
             {
                 return Ok(Some((key.clone(), live)));
             }
         }
+    }
+
+    fn take_scanned(&mut self) -> Result<Option<(Bytes, Live)>, Stop> {
+        if self.scanned.is_some() {
+            self.pass()?;
+        }
+        Ok(self.scanned.take())
+    }
+
+    /// Counts a key.
+    fn pass(&mut self) -> Result<(), Stop> {
+        self.passed += 1;
+        if self.passed > KEYS_MAX {
+            return Err(Stop::Rejected(Rejection::TooManyKeys { limit: KEYS_MAX as u64 }));
+        }
+        Ok(())
     }
 }

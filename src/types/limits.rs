@@ -12,6 +12,10 @@ pub const TXN_OPERATIONS_MAX: usize = 1_024;
 /// The most bytes of keys and values in one transaction; what a single put of the largest value needs fits.
 pub const TXN_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// The most keys that the range reads, counts and range deletes of one transaction may pass, all together: what bounds the
+/// time for which one command keeps every replica from the next. Part of the replicated behaviour.
+pub const TXN_KEYS_MAX: usize = 100_000;
+
 /// The most records in one page of a listing, and in one `get` of a range inside a transaction.
 pub const PAGE_RECORDS_MAX: usize = 10_000;
 
@@ -26,3 +30,4 @@ pub const JSON_INTEGER_MAX: u64 = (1 << 53) - 1;
 
 const _: () = assert!(TXN_BYTES_MAX >= VALUE_BYTES_MAX + KEY_BYTES_MAX);
 const _: () = assert!(PAGE_RECORDS_DEFAULT <= PAGE_RECORDS_MAX);
+const _: () = assert!(PAGE_RECORDS_MAX <= TXN_KEYS_MAX);

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::state;
 use crate::types::limits::{TXN_BYTES_MAX, TXN_OPERATIONS_MAX, VALUE_BYTES_MAX};
 
 fn parse(body: serde_json::Value) -> Result<TxnRequest, String> {
@@ -79,6 +80,21 @@ fn malformed_transactions_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_get_without_values_is_asked_for_and_answered_as_such() {
+    let body = json!({"success": [{"get": {"key": "a", "keys_only": true}}, {"get": {"prefix": "a"}}]});
+    let txn = serde_json::from_value::<TxnRequest>(body).unwrap().into_txn(1).unwrap();
+    let asked = |op: &state::TxnOp| matches!(op, state::TxnOp::Get { keys_only: true, .. });
+    assert_eq!(txn.success.iter().map(asked).collect::<Vec<_>>(), [true, false]);
+    let answered = |keys_only| {
+        let (key, meta) = (crate::types::Key::new("a").unwrap(), state::RecordMeta::default());
+        let records = vec![state::Record { key, value: Bytes::new(), meta }];
+        serde_json::to_value(TxnOpReply::from(state::OpReply::Get { records, count: 1, keys_only })).unwrap()
+    };
+    assert_eq!(answered(false)["get"]["items"][0]["value"], json!(""));
+    assert_eq!(answered(true)["get"]["items"][0].get("value"), None);
+}
+
+#[test]
 fn transactions_beyond_a_limit_are_refused_with_their_code() {
     let get = |fields: serde_json::Value| json!({"success": [{"get": fields}]});
     let many = vec![json!({"get": {"key": "a"}}); TXN_OPERATIONS_MAX + 1];
@@ -146,7 +162,11 @@ fn operation() -> impl Strategy<Value = TxnOp> {
     let limit = proptest::option::of(0_u64..1 << 53);
     prop_oneof![
         (bytes(), bytes(), 0_u64..1 << 53).prop_map(|(key, value, lease)| TxnOp::Put(TxnPut { key, value, lease })),
-        (selector.clone(), limit).prop_map(|(selector, limit)| TxnOp::Get(TxnGet { selector, limit })),
+        (selector.clone(), limit, any::<bool>()).prop_map(|(selector, limit, keys_only)| TxnOp::Get(TxnGet {
+            selector,
+            limit,
+            keys_only
+        })),
         selector.prop_map(|selector| TxnOp::Delete(TxnDelete { selector })),
     ]
 }

@@ -261,6 +261,8 @@ pub struct TxnGet {
     pub selector: Selector,
     /// The most records, 1 to 10,000; 1,000 if left out.
     pub limit: Option<u64>,
+    /// Leave values out.
+    pub keys_only: bool,
 }
 
 /// A read inside a transaction: `key`, `prefix`, or `start` and/or `end`.
@@ -286,6 +288,10 @@ struct TxnGetFields {
     /// The most records, 1 to 10,000; 1,000 if left out.
     #[serde(default, deserialize_with = "number_if_any")]
     limit: Option<u64>,
+    /// Leave values out.
+    #[serde(default)]
+    #[schema(required = false)]
+    keys_only: bool,
 }
 
 /// A delete inside a transaction.
@@ -384,7 +390,7 @@ impl TryFrom<TxnGetFields> for TxnGet {
         let end = bytestring::take(END, raw.end, raw.end_base64)?;
         let selector = Selector::of_parts(key, prefix, start, end, false)?;
         let selector = selector.ok_or("a get needs `key`, `prefix`, or `start` and `end`")?;
-        Ok(Self { selector, limit: raw.limit })
+        Ok(Self { selector, limit: raw.limit, keys_only: raw.keys_only })
     }
 }
 
@@ -408,6 +414,9 @@ impl Serialize for TxnGet {
         self.selector.put(&mut out)?;
         if let Some(limit) = self.limit {
             out.serialize_field("limit", &limit)?;
+        }
+        if self.keys_only {
+            out.serialize_field("keys_only", &true)?;
         }
         out.end()
     }
@@ -563,7 +572,7 @@ impl TxnOp {
                 let limit = allowed.ok_or_else(|| {
                     Invalid::request(format!("`limit` is {limit}; 1 to {PAGE_RECORDS_MAX} are allowed"))
                 })?;
-                Ok(state::TxnOp::Get { selector: get.selector.into_state()?, limit })
+                Ok(state::TxnOp::Get { selector: get.selector.into_state()?, limit, keys_only: get.keys_only })
             }
             Self::Delete(delete) => Ok(state::TxnOp::Delete { selector: delete.selector.into_state()? }),
         }
@@ -584,8 +593,8 @@ impl From<state::OpReply> for TxnOpReply {
     fn from(reply: state::OpReply) -> Self {
         match reply {
             state::OpReply::Put { key, meta } => Self::Put(PutReply::from_state(key, meta)),
-            state::OpReply::Get { records, count } => {
-                let items = records.into_iter().map(|record| Record::from_state(record, false)).collect();
+            state::OpReply::Get { records, count, keys_only } => {
+                let items = records.into_iter().map(|record| Record::from_state(record, keys_only)).collect();
                 Self::Get(GetReply { count, items })
             }
             state::OpReply::Delete { deleted } => Self::Delete(DeletedReply { deleted }),

@@ -23,6 +23,10 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
             "the answer of a transaction is too large",
             WriteError::Rejected(Rejection::ReplyTooLarge { limit_bytes: 1 }).into(),
         ),
+        (
+            "a transaction or a range delete touches too many keys",
+            WriteError::Rejected(Rejection::TooManyKeys { limit: 1 }).into(),
+        ),
         ("the command can't be applied", WriteError::Rejected(Rejection::Malformed("x".into())).into()),
         ("a read found no leader", ReadError::NoLeader.into()),
         ("a read found no quorum", ReadError::NoQuorum.into()),

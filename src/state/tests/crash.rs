@@ -21,7 +21,7 @@ fn entries() -> Vec<Entry> {
     };
     let sweep = || {
         let all = Selector::Range(KeyRange::prefix("k").unwrap());
-        let get = TxnOp::Get { selector: all.clone(), limit: 3 };
+        let get = TxnOp::Get { selector: all.clone(), limit: 3, keys_only: false };
         command(Txn { success: vec![get.clone(), TxnOp::Delete { selector: all }, get], ..Txn::default() })
     };
     let mut entries = Vec::new();

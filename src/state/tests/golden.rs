@@ -241,7 +241,7 @@ fn compare(text: &str) -> Result<Compare, Failure> {
     Ok(Compare { key: key(name), target, operator })
 }
 
-/// `put KEY VALUE`, `get KEY`, `getrange START END LIMIT`, `del KEY`, `delrange START END`; `*N` as a value is N bytes.
+/// `put KEY VALUE`, `get KEY`, `getrange START END LIMIT`, `getkey` and `getkeys` like them without values, `del KEY`, `delrange START END`; `*N` as a value is N bytes.
 fn operation(text: &str) -> Result<TxnOp, Failure> {
     let words: Vec<&str> = text.split(' ').collect();
     words_to_operation(words[0], &words[1..])
@@ -256,9 +256,11 @@ fn words_to_operation(name: &str, words: &[&str]) -> Result<TxnOp, Failure> {
             };
             super::harness::put_op(name, value)
         }
-        ("get", [name]) => TxnOp::Get { selector: Selector::Key(key(name)), limit: 1 },
-        ("getrange", [start, end, limit]) => {
-            TxnOp::Get { selector: Selector::Range(range(None, &[start, end])?), limit: limit.parse()? }
+        ("get", [name]) => TxnOp::Get { selector: Selector::Key(key(name)), limit: 1, keys_only: false },
+        ("getkey", [name]) => TxnOp::Get { selector: Selector::Key(key(name)), limit: 1, keys_only: true },
+        ("getrange" | "getkeys", [start, end, limit]) => {
+            let selector = Selector::Range(range(None, &[start, end])?);
+            TxnOp::Get { selector, limit: limit.parse()?, keys_only: name == "getkeys" }
         }
         ("del", [name]) => TxnOp::Delete { selector: Selector::Key(key(name)) },
         ("delrange", [start, end]) => TxnOp::Delete { selector: Selector::Range(range(None, &[start, end])?) },
@@ -305,9 +307,10 @@ fn outcome_text(outcome: &Outcome) -> String {
         let text = match response {
             OpReply::Put { key, meta } => format!("  put {key} {}\n", meta_text(*meta)),
             OpReply::Delete { deleted } => format!("  deleted {deleted}\n"),
-            OpReply::Get { records, count } => {
+            OpReply::Get { records, count, keys_only } => {
                 let records: String = records.iter().map(|record| format!("    {}", record_text(record))).collect();
-                format!("  get: {count} found\n{records}")
+                let what = if *keys_only { "keys" } else { "get" };
+                format!("  {what}: {count} found\n{records}")
             }
         };
         match texts.last_mut() {

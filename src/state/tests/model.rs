@@ -2,11 +2,12 @@
 //! every answer, every read of every past revision, the change index, the copy of all records and the hash are those of
 //! a map that is cloned at each revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::super::txn::KEYS_MAX;
 use super::super::*;
 use super::harness::{Entry, Harness, command, hash_of, key, records};
 use crate::storage::{FaultPoint, Order};
@@ -25,13 +26,22 @@ impl Model {
         Self { states: vec![Map::new()], records: Vec::new() }
     }
 
-    fn apply(&mut self, txn: &Txn) -> TxnReply {
+    fn apply(&mut self, txn: &Txn) -> Outcome {
         let state = self.states.last().unwrap().clone();
         let (revision, next) = (self.revision(), self.revision().next());
         let succeeded = txn.compares.iter().all(|compare| holds(&state, compare));
         let (mut work, mut touched) = (state, BTreeMap::new());
-        let mut responses = Vec::new();
+        let (mut responses, mut passed) = (Vec::new(), 0);
         for operation in if succeeded { &txn.success } else { &txn.failure } {
+            if let TxnOp::Get { selector: Selector::Range(range), .. }
+            | TxnOp::Delete { selector: Selector::Range(range) } = operation
+            {
+                let keys: BTreeSet<&Bytes> = work.keys().chain(touched.keys()).collect();
+                passed += keys.into_iter().filter(|key| range.contains(key)).count();
+                if passed > KEYS_MAX {
+                    return Err(Rejection::TooManyKeys { limit: KEYS_MAX as u64 });
+                }
+            }
             responses.push(match operation {
                 TxnOp::Put { key, value, lease } => {
                     let meta = match work.get(key.as_bytes()) {
@@ -45,12 +55,14 @@ impl Model {
                     touched.insert(key.as_bytes().clone(), ());
                     OpReply::Put { key: key.clone(), meta }
                 }
-                TxnOp::Get { selector, limit } => {
+                TxnOp::Get { selector, limit, keys_only } => {
                     let found = select(&work, selector);
-                    OpReply::Get {
-                        records: found.iter().take(*limit as usize).map(|key| record(&work, key)).collect(),
-                        count: found.len() as u64,
+                    let mut records: Vec<_> =
+                        found.iter().take(*limit as usize).map(|key| record(&work, key)).collect();
+                    if *keys_only {
+                        records.iter_mut().for_each(|record| record.value = Bytes::new());
                     }
+                    OpReply::Get { records, count: found.len() as u64, keys_only: *keys_only }
                 }
                 TxnOp::Delete { selector } => {
                     let found = select(&work, selector);
@@ -63,7 +75,7 @@ impl Model {
             });
         }
         if touched.is_empty() {
-            return TxnReply { succeeded, revision, responses };
+            return Ok(Reply::Txn(TxnReply { succeeded, revision, responses }));
         }
         for (sub, name) in (0..).zip(touched.into_keys()) {
             let change = match work.get(&name) {
@@ -78,7 +90,7 @@ impl Model {
             self.records.push(VersionedRecord { key: key(name), revision: next, sub, change });
         }
         self.states.push(work);
-        TxnReply { succeeded, revision: next, responses }
+        Ok(Reply::Txn(TxnReply { succeeded, revision: next, responses }))
     }
 
     fn revision(&self) -> Revision {
@@ -176,7 +188,8 @@ fn operations() -> impl Strategy<Value = TxnOp> {
     prop_oneof![
         5 => (keys(), values(), 0..3u64)
             .prop_map(|(name, value, lease)| TxnOp::Put { key: key(name), value, lease: LeaseId::new(lease) }),
-        2 => (selectors(), 1..5u32).prop_map(|(selector, limit)| TxnOp::Get { selector, limit }),
+        2 => (selectors(), 1..5u32, any::<bool>())
+            .prop_map(|(selector, limit, keys_only)| TxnOp::Get { selector, limit, keys_only }),
         2 => selectors().prop_map(|selector| TxnOp::Delete { selector }),
     ]
 }
@@ -278,7 +291,7 @@ fn check(
 fn run(harness: &mut Harness, model: &mut Model, step: Step) -> Result<(), TestCaseError> {
     match step {
         Step::Entry(txns) => {
-            let expected: Vec<Outcome> = txns.iter().map(|txn| Ok(Reply::Txn(model.apply(txn)))).collect();
+            let expected: Vec<Outcome> = txns.iter().map(|txn| model.apply(txn)).collect();
             prop_assert_eq!(harness.enter(Entry::Commands(txns.into_iter().map(command).collect())), expected);
         }
         Step::Blank => drop(harness.enter(Entry::Blank)),

@@ -1,13 +1,15 @@
 //! Nodes that are killed, stopped or told to end while clients write and read.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use quorate::api::model::PutReply;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::load::Load;
-use crate::process::{Cluster, Member, Settings};
+use crate::process::{Cluster, Member, PATIENCE, Settings};
 
 /// Writers of a test: enough that rounds carry several commands, few enough for two cores.
 pub(crate) const WRITERS: usize = 12;
@@ -86,6 +88,9 @@ async fn a_node_that_is_told_to_end_does_so_cleanly_under_load() {
 /// The key of the readers, with its newest acknowledged value.
 const REGISTER: &str = "register";
 
+/// Who was turned away rests this long, so that it does not spin.
+const REST: Duration = Duration::from_millis(10);
+
 /// How long a paused leader sleeps: well beyond an election timeout.
 const PAUSE: Duration = Duration::from_secs(3);
 
@@ -100,7 +105,8 @@ async fn a_leader_that_was_paused_serves_no_stale_linearizable_read() {
         cluster.nodes[leader].signal("STOP");
         // The pause itself is the fault.
         sleep(PAUSE).await;
-        register.acknowledged(20).await;
+        // A few: whatever is sent to the paused node takes its time.
+        register.acknowledged(4).await;
         cluster.nodes[leader].signal("CONT");
         register.acknowledged(50).await;
         cluster.nodes[leader].ready().await;
@@ -110,62 +116,55 @@ async fn a_leader_that_was_paused_serves_no_stale_linearizable_read() {
     cluster.converged().await;
 }
 
-/// One writer that counts a register up, and readers at each node which check that no read is older than what was
-/// acknowledged before it began.
+/// One writer that numbers its writes to a register, and readers at each node which check that no read is older than what
+/// was acknowledged before it began. Age is told by revisions: a write whose outcome was unknown may still be done later,
+/// and then a lower number is newer.
 struct Register {
-    newest: watch::Receiver<u64>,
+    acknowledged: watch::Receiver<Acknowledged>,
     stop: watch::Sender<bool>,
-    writer: JoinSet<()>,
-    readers: JoinSet<u64>,
+    writer: JoinSet<BTreeSet<u64>>,
+    readers: JoinSet<Vec<u64>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Acknowledged {
+    count: u64,
+    /// The revision of the newest.
+    revision: u64,
 }
 
 impl Register {
     fn start(endpoints: &[String]) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let (acknowledged, newest) = watch::channel(0_u64);
+        let (news, acknowledged) = watch::channel(Acknowledged::default());
         let (mut writer, mut readers) = (JoinSet::new(), JoinSet::new());
-        let at_all = endpoints.to_vec();
-        let (ends, client) = (stopped.clone(), client());
-        writer.spawn(async move {
-            // The number written grows with every try, so that one whose outcome is unknown is still in order.
-            for number in 1_u64.. {
-                if *ends.borrow() {
-                    return;
-                }
-                let endpoint = &at_all[usize::try_from(number).unwrap() % at_all.len()];
-                let request = client.put(format!("{endpoint}/v1/kv/{REGISTER}")).body(number.to_string());
-                let answer = request.header("quorate-timeout", "1s").timeout(Duration::from_secs(2)).send().await;
-                match answer {
-                    Ok(answer) if answer.status().is_success() => drop(acknowledged.send_replace(number)),
-                    _ => sleep(Duration::from_millis(10)).await,
-                }
-            }
-        });
+        writer.spawn(write(endpoints.to_vec(), news, stopped.clone()));
         for endpoint in endpoints {
             for _ in 0..2 {
-                readers.spawn(read(endpoint.clone(), newest.clone(), stopped.clone()));
+                readers.spawn(read(endpoint.clone(), acknowledged.clone(), stopped.clone()));
             }
         }
-        Self { newest, stop, writer, readers }
+        Self { acknowledged, stop, writer, readers }
     }
 
-    /// Waits until so many more numbers were tried and the last of them acknowledged.
+    /// Waits until so many more writes are acknowledged.
     async fn acknowledged(&self, more: u64) {
-        let wanted = *self.newest.borrow() + more;
-        let mut newest = self.newest.clone();
-        let reached = newest.wait_for(|newest| *newest >= wanted);
-        tokio::time::timeout(crate::process::PATIENCE, reached).await.expect("in time").expect("the writer runs");
+        let wanted = self.acknowledged.borrow().count + more;
+        let mut news = self.acknowledged.clone();
+        let reached = news.wait_for(|news| news.count >= wanted);
+        tokio::time::timeout(PATIENCE, reached).await.expect("in time").expect("the writer runs");
     }
 
     /// Ends it; how many reads each reader got an answer to.
-    async fn stop(mut self) -> Vec<u64> {
+    async fn stop(mut self) -> Vec<usize> {
         self.stop.send_replace(true);
-        while let Some(writer) = self.writer.join_next().await {
-            writer.unwrap();
-        }
+        let refused = self.writer.join_next().await.expect("there is one writer").unwrap();
         let mut reads = Vec::new();
         while let Some(reader) = self.readers.join_next().await {
-            reads.push(reader.unwrap());
+            let seen = reader.unwrap();
+            let ghost = seen.iter().find(|number| refused.contains(number));
+            assert!(ghost.is_none(), "write {ghost:?} was refused and is there");
+            reads.push(seen.len());
         }
         reads
     }
@@ -176,27 +175,63 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-async fn read(endpoint: String, newest: watch::Receiver<u64>, stopped: watch::Receiver<bool>) -> u64 {
-    let mut served = 0;
-    let client = client();
+/// Writes until stopped; the numbers of the writes that were refused.
+async fn write(
+    endpoints: Vec<String>,
+    news: watch::Sender<Acknowledged>,
+    stopped: watch::Receiver<bool>,
+) -> BTreeSet<u64> {
+    let (client, mut refused) = (client(), BTreeSet::new());
+    for number in 1_u64.. {
+        if *stopped.borrow() {
+            break;
+        }
+        let endpoint = &endpoints[usize::try_from(number).unwrap() % endpoints.len()];
+        let request = client.put(format!("{endpoint}/v1/kv/{REGISTER}")).body(number.to_string());
+        let answer = request.header("quorate-timeout", "1s").timeout(Duration::from_secs(2)).send().await;
+        match answer {
+            Ok(answer) if answer.status().is_success() => {
+                let Ok(reply) = answer.json::<PutReply>().await else { continue };
+                news.send_modify(|news| {
+                    *news = Acknowledged { count: news.count + 1, revision: reply.mod_revision };
+                });
+                continue;
+            }
+            Ok(answer) if answer.status() == 503 => drop(refused.insert(number)),
+            Ok(_) | Err(_) => {}
+        }
+        sleep(REST).await;
+    }
+    refused
+}
+
+/// Reads until stopped; the numbers that were seen.
+async fn read(
+    endpoint: String,
+    acknowledged: watch::Receiver<Acknowledged>,
+    stopped: watch::Receiver<bool>,
+) -> Vec<u64> {
+    let (client, mut seen) = (client(), Vec::new());
     while !*stopped.borrow() {
-        let least = *newest.borrow();
+        let least = acknowledged.borrow().revision;
         // Longer than the pause: a read that was waiting in the paused process comes back when it wakes up.
         let request = client.get(format!("{endpoint}/v1/kv/{REGISTER}")).timeout(PAUSE * 3);
         let Ok(answer) = request.header("quorate-timeout", "1s").send().await else {
-            sleep(Duration::from_millis(10)).await;
+            sleep(REST).await;
             continue;
         };
-        if answer.status() == 200 {
-            let Ok(text) = answer.text().await else { continue };
-            let seen: u64 = text.parse().unwrap();
-            assert!(seen >= least, "{endpoint} served {seen} after {least} was acknowledged");
-            served += 1;
-        } else {
-            assert!(matches!(answer.status().as_u16(), 404 | 503), "{endpoint}: {}", answer.status());
-            assert!(least == 0 || answer.status() != 404, "{endpoint} knows no key after {least} was acknowledged");
-            sleep(Duration::from_millis(10)).await;
+        match answer.status().as_u16() {
+            200 => {
+                let tag = answer.headers()["etag"].to_str().unwrap().trim_matches('"').to_owned();
+                let revision: u64 = tag.parse().unwrap();
+                assert!(revision >= least, "{endpoint} served revision {revision} after {least} was acknowledged");
+                let Ok(text) = answer.text().await else { continue };
+                seen.push(text.parse().unwrap());
+            }
+            404 => assert_eq!(least, 0, "{endpoint} knows no key after revision {least} was acknowledged"),
+            503 => sleep(REST).await,
+            other => panic!("{endpoint} answered a read with {other}"),
         }
     }
-    served
+    seen
 }

@@ -67,10 +67,10 @@ const STATUS: &str = r#"{"name":"n1","id":1,"cluster_id":5,"version":"0.1.0","ro
     "peer_addr":"h1:7481","client_url":"http://h1:7480","zone":"","timers":
     {"heartbeat_ms":50,"election_min_ms":150,"election_max_ms":300}}"#;
 
-const CLUSTER: &str = r#"{"cluster_id":5,"term":2,"leader":1,"members":[
+const CLUSTER: &str = r#"{"cluster_id":5,"term":2,"leader":1,"view":"leader","members":[
     {"id":1,"name":"n1","role":"voter","zone":"dc1","peer_addr":"h1:7481","client_url":"http://h1:7480","reachable":true,
      "matched_index":12,"lag_entries":0,"rtt_ms":0.25},
-    {"id":2,"name":"n2","role":"learner","zone":"","peer_addr":"h2:7481","client_url":"","reachable":null,
+    {"id":2,"name":"n2","role":"learner","zone":"","peer_addr":"h2:7481","client_url":"","reachable":false,
      "matched_index":null,"lag_entries":null,"rtt_ms":null}],
     "quorum":{"voters":1,"needed":1,"reachable":1,"spare":0}}"#;
 
@@ -253,8 +253,8 @@ fn settings_come_from_flags_over_environment_over_file() {
         assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true));
         String::from_utf8(output.stderr).unwrap()
     };
-    assert_eq!(refusal(&[], &[]), "quorate: --rtt is 7s; it must be 1ms to 5s\n");
+    assert_eq!(refusal(&[], &[]), "quorate: --rtt is 7s; it must be 1ms to 2s\n");
     let environment = [("QUORATE_RTT", "8s")];
-    assert_eq!(refusal(&environment, &[]), "quorate: --rtt is 8s; it must be 1ms to 5s\n");
-    assert_eq!(refusal(&environment, &["--rtt", "9s"]), "quorate: --rtt is 9s; it must be 1ms to 5s\n");
+    assert_eq!(refusal(&environment, &[]), "quorate: --rtt is 8s; it must be 1ms to 2s\n");
+    assert_eq!(refusal(&environment, &["--rtt", "9s"]), "quorate: --rtt is 9s; it must be 1ms to 2s\n");
 }

@@ -253,8 +253,8 @@ impl Batch {
     pub fn encode(commands: &[Command]) -> Self {
         let mut out = Vec::with_capacity(64 + commands.len() * 64);
         out.push(BATCH_VERSION);
-        // Encoding into a growing vector can only fail on types that refuse to be serialized; these don't.
-        let out = postcard::to_extend(commands, out).unwrap_or_default();
+        // An empty batch in its place would end every replica that applies it.
+        let out = postcard::to_extend(commands, out).expect("plain data into a growing vector can't fail");
         Self(Bytes::from(out))
     }
 

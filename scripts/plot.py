@@ -3,7 +3,7 @@
 Where it is not, it goes into an environment of its own below target/, fetched with pip once, and this file is run there
 with the figures as JSON on its standard input. Without either there are no plots, which is said and fails nothing.
 
-A figure is {"file", "title", "panels": [panel]}; a panel {"title", "x_label", "y_label", "x_log", "y_log", "x_ticks",
+A figure is {"file", "title", "columns", "panels": [panel]}; a panel {"title", "x_label", "y_label", "x_log", "y_log", "x_ticks",
 "series": [series], "spans": [[from, to]], "span_label"}; a series {"label", "x", "y", "low", "high", "color", "dashed", "plain"}.
 """
 
@@ -76,6 +76,8 @@ def paint_panel(axes, panel):
     if panel.get("x_log"):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(left=0)
     if panel.get("x_ticks"):
         axes.set_xticks([place for place, _ in panel["x_ticks"]], [name for _, name in panel["x_ticks"]])
     if panel.get("y_log"):
@@ -86,17 +88,19 @@ def paint_panel(axes, panel):
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(plain)
     if len(panel["series"]) > 1 or panel.get("spans"):
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.8)
 
 
 def paint(figure, folder, png):
     from matplotlib import pyplot
 
-    count = len(figure["panels"])
+    columns = figure.get("columns", len(figure["panels"]))
+    rows = -(-len(figure["panels"]) // columns)
     width, height = PANEL_INCHES
-    picture, axes = pyplot.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
+    size = (width * columns, height * rows)
+    picture, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     picture.suptitle(figure["title"], fontsize=11)
-    for one, panel in zip(axes[0], figure["panels"]):
+    for one, panel in zip(axes.flat, figure["panels"]):
         paint_panel(one, panel)
     # White, whatever the page is; and without a date, so that equal figures are equal files.
     style = {"facecolor": "white", "edgecolor": "none"}

@@ -1,12 +1,12 @@
 """Clusters of real processes on loopback, for the scripts here that measure. No script of its own."""
 
 import argparse
+import base64
 import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -294,7 +294,6 @@ class Quorate:
         deadline = time.monotonic() + seconds_max
         per_request = max(1, min(FILL_KEYS, FILL_BYTES // value_bytes))
         starts, abandoned = range(first, last, per_request), threading.Event()
-        text = "".join(random.Random(first).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=2 * value_bytes + 1))
 
         def write(writer):
             urls = list(self.urls.values())
@@ -304,8 +303,9 @@ class Quorate:
                     if abandoned.is_set():
                         return
                     keys = range(start, min(start + per_request, last))
-                    # Each differs from its neighbours, and none is built anew.
-                    values = (text[key % (value_bytes + 1) :][:value_bytes] for key in keys)
+                    # Random, because whatever repeats would be compressed away by the state store and by snapshots.
+                    text = base64.b64encode(os.urandom(len(keys) * value_bytes)).decode()
+                    values = (text[i * value_bytes : (i + 1) * value_bytes] for i in range(len(keys)))
                     puts = (f'{{"put":{{"key":"bench/{key:09}","value":"{value}"}}}}' for key, value in zip(keys, values))
                     send_until_done(connection, f'{{"success":[{",".join(puts)}]}}', deadline)
 

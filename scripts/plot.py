@@ -17,7 +17,9 @@ INSTALL_SECONDS_MAX = 300
 DRAW_SECONDS_MAX = 120
 # Okabe and Ito's: told apart with every kind of colour vision.
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#666666"
-PANEL_INCHES = (4.8, 3.6)
+PANEL_INCHES = (4.8, 3.8)
+# With longer ones fewer labels stand side by side.
+LABEL_CHARACTERS_SHORT = 14
 
 
 def draw(figures, folder, work, say, png=False):
@@ -88,7 +90,9 @@ def paint_panel(axes, panel):
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(plain)
     if len(panel["series"]) > 1 or panel.get("spans"):
-        axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.8)
+        # Below, so that it never covers a line.
+        columns = 2 if any(len(series["label"] or "") > LABEL_CHARACTERS_SHORT for series in panel["series"]) else 4
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
 
 
 def paint(figure, folder, png):

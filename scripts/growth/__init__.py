@@ -59,6 +59,8 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.folder = options.out / "data"
+        # Requests of all cells that did not succeed.
+        self.errors = 0
 
     def need_disk(self, bytes_of_one_copy, nodes=len(NODES), factor=None):
         report.need_disk(self.folder, bytes_of_one_copy * COPIES * nodes, factor or self.options.disk_factor)
@@ -95,6 +97,7 @@ class Bench:
         """One load on what was filled."""
         flags = [*flags] if kind == "put" else [*flags, "--no-preload"]
         result = quorate.load(kind, clients, seconds or self.options.seconds, keys, value_bytes, flags=flags)
+        self.errors += result["errors"]
         say(
             f"    {kind:5} {clients:4} clients, {keys:9,} keys, {value_bytes:9,} bytes: {result['rate']:9,.0f}/s"
             f"  p50 {result['p50_ms']:7.2f} ms  p99 {result['p99_ms']:7.2f} ms  max {result['max_ms']:7.2f} ms"

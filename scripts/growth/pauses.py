@@ -103,7 +103,8 @@ def snapshot(bench):
             found.append(phase)
             cells, longest = summary(phase["during"], phase["quiet"], bound)
             elections = "**yes**" if phase["elections"] else "no"
-            built = " to ".join(sorted({report.figure(seconds) for seconds in phase["build_seconds"].values()}))
+            took = list(phase["build_seconds"].values())
+            built = report.spread(took) if len(took) > 1 else report.figure(took[0])
             rows.append([who, kind, size_name(phase["file_bytes"]), built, *cells, elections])
             if longest is None or longest >= bound or phase["elections"]:
                 broken.append(f"{kind} while {who} built a snapshot: longest answer {longest} ms, elections {elections}")
@@ -114,14 +115,14 @@ def snapshot(bench):
         f"all from the request for the snapshot until it was built and verified. p99 is the median of the windows'. The longest answer must stay "
         f"below half the least election timeout.\n\n"
     )
-    figures = [snapshot_figure(phase, number) for number, phase in enumerate(found) if phase["who"] == "all nodes"]
+    figures = [snapshot_figure(phase) for phase in found if phase["who"] == "all nodes"]
     return Section(about + report.table(head, rows), figures, {"phases": found, "bound_ms": bound}, broken)
 
 
 def snapshot_phase(bench, quorate, who, kind, keys):
     """Quiet windows, then windows until every node that was asked has built its snapshot."""
     names = list(quorate.nodes) if who == "all nodes" else [quorate.leader()]
-    say(f"    {kind} while {who} builds")
+    say(f"    {kind}, then a snapshot by {who}")
     started, terms_before = time.monotonic(), terms(quorate)
     before = {name: builds(quorate, name) for name in names}
     quiet = [
@@ -146,9 +147,11 @@ def snapshot_phase(bench, quorate, who, kind, keys):
             during.append(window(bench, quorate, kind, keys, SNAPSHOT_VALUE_BYTES, WINDOW_SECONDS, started))
     for thread in threads:
         thread.join()
+    end = max(at for at, _ in done.values())
+    # The last window may have begun just before the end: it counts for where most of it lies.
+    after = [during.pop()] if len(during) > 1 and (during[-1]["begin"] + during[-1]["end"]) / 2 > end else []
     return {
-        "who": who, "kind": kind, "quiet": quiet, "during": during,
-        "span": [asked, max(at for at, _ in done.values())],
+        "who": who, "kind": kind, "quiet": quiet, "during": during, "after": after, "span": [asked, end],
         "build_seconds": {name: seconds for name, (_, seconds) in done.items()},
         "file_bytes": newest_snapshot_bytes(bench, names[0]), "elections": terms(quorate) != terms_before,
     }  # fmt: skip
@@ -159,9 +162,9 @@ def newest_snapshot_bytes(bench, name):
     return files[-1].stat().st_size if files else 0
 
 
-def snapshot_figure(phase, number):
+def snapshot_figure(phase):
     """The windows of a phase over time."""
-    windows = phase["quiet"] + phase["during"]
+    windows = phase["quiet"] + phase["during"] + phase["after"]
     at = [(one["begin"] + one["end"]) / 2 for one in windows]
     axis = {"x_label": "seconds", "spans": [phase["span"]], "span_label": "snapshots are built"}
     rate = axis | {"title": "Rate", "y_label": "requests/s"}

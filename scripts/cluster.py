@@ -31,6 +31,7 @@ FILL_WRITERS = 6
 FILL_KEYS = 100
 FILL_BYTES = 512 << 10
 FILL_PAUSE_SECONDS = 0.1
+FILL_REQUEST_SECONDS_MAX = 60
 # What restarts are measured with: which nodes, how they are stopped, and whether the first of them loses its state store.
 RESTARTS = (
     ("one node, SIGTERM", NODES[:1], signal.SIGTERM, False),
@@ -307,7 +308,7 @@ class Quorate:
                     text = base64.b64encode(os.urandom(len(keys) * value_bytes)).decode()
                     values = (text[i * value_bytes : (i + 1) * value_bytes] for i in range(len(keys)))
                     puts = (f'{{"put":{{"key":"bench/{key:09}","value":"{value}"}}}}' for key, value in zip(keys, values))
-                    send_until_done(connection, f'{{"success":[{",".join(puts)}]}}', deadline)
+                    send_until_done(connection, f'{{"success":[{",".join(puts)}]}}', deadline, abandoned)
 
         with concurrent.futures.ThreadPoolExecutor(FILL_WRITERS) as pool:
             try:
@@ -319,9 +320,10 @@ class Quorate:
                 raise
 
 
-def send_until_done(connection, body, deadline):
-    """Sends a transaction that may be carried out twice, again after every refusal until the deadline."""
-    while True:
+def send_until_done(connection, body, deadline, abandoned):
+    """Sends a transaction that may be carried out twice, again after every refusal for a while, until it is abandoned."""
+    deadline = min(deadline, time.monotonic() + FILL_REQUEST_SECONDS_MAX)
+    while not abandoned.is_set():
         problem = "the time was up"
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("POST", "/v1/txn", body, {"Content-Type": "application/json"})

@@ -65,6 +65,8 @@ def cpu_model():
 def machine(folder):
     """What a figure depends on, measured and read now. `folder` is where the data will lie."""
     folder.mkdir(parents=True, exist_ok=True)
+    # What others have left to write would be measured with the appends.
+    os.sync()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.date.today().isoformat(),

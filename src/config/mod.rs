@@ -310,8 +310,8 @@ fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
         value_bytes_max: usize::try_from(value_bytes_max).unwrap_or(VALUE_BYTES_MAX),
         snapshot_log_bytes: in_range("snapshot-log-bytes", snapshot_log, SNAPSHOT_LOG_BYTES_MIN, unlimited)?,
         log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
-        state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(128))?,
-        value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(64))?,
+        state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(640))?,
+        value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(512))?,
         runtime_threads,
     })
 }

@@ -63,7 +63,7 @@ pub struct Settings {
     /// Memory for recent log entries [default: 64MiB]
     #[arg(long, env = "QUORATE_LOG_CACHE_BYTES", hide_env_values = true, value_name = "SIZE", help_heading = "Tuning")]
     pub log_cache_bytes: Option<Size>,
-    /// Memory for pages of the state on disk [default: 128MiB]
+    /// Memory for pages of the state on disk, read or freshly written [default: 640MiB]
     #[arg(
         long,
         env = "QUORATE_STATE_CACHE_BYTES",
@@ -72,7 +72,7 @@ pub struct Settings {
         help_heading = "Tuning"
     )]
     pub state_cache_bytes: Option<Size>,
-    /// Memory for the latest values of keys that are read often [default: 64MiB]
+    /// Memory for the latest values of keys [default: 512MiB]
     #[arg(
         long,
         env = "QUORATE_VALUE_CACHE_BYTES",

@@ -74,7 +74,7 @@ pub struct RaftConfig {
     pub log: LogConfig,
     /// The state machine.
     pub state: StateConfig,
-    /// Cache of the state engine, in bytes.
+    /// Memory for the pages of the state engine, read or freshly written, in bytes.
     pub engine_cache_bytes: usize,
     /// A snapshot is built once the log since the last one outgrows this and the last snapshot's size, in bytes.
     pub snapshot_log_bytes: u64,

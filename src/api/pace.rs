@@ -6,7 +6,12 @@
 //! by a third once more than one in a hundred took longer. Work is weighed by bytes, so that a few large values count like
 //! many small ones. Crates that limit concurrency count requests alone, and take a lock for each.
 //!
-//! Guarantees: at least one piece of work is taken, however large; work beyond the limit is refused at once, never queued;
+//! What is learnt from times comes too late where time goes by leaps: values that are applied wait in memory for the state
+//! store, and once that memory is full every write stops for as long as it takes to empty. So the limit also shrinks with
+//! what is left of that memory, and is at its least well before the end.
+//!
+//! Guarantees: at least one piece of work is taken, however large, unless the
+//! disk is far behind; work beyond the limit is refused at once, never queued;
 //! taking and giving back cost a few atomic operations and no allocation. Leaves out: bytes of bodies that are still being
 //! read (`admission`): how fast those come is the client's doing.
 
@@ -40,6 +45,13 @@ const LATE_SHARE: usize = 100;
 
 /// One of this many may take longer than half the target for the limit to grow on.
 const SLOW_SHARE: usize = 20;
+
+/// From this much of the memory for what waits for the disk on the limit shrinks, in percent ...
+const BACKLOG_NOTED: usize = 40;
+
+/// ... and from this much on it is at its least, and large work is not even taken alone. The rest is for what other nodes
+/// have taken meanwhile: each looks at its own memory, but a write waits for the leader's.
+const BACKLOG_FULL: usize = 65;
 
 /// The limit and what is under way.
 #[derive(Debug)]
@@ -88,11 +100,14 @@ impl Pace {
         }
     }
 
-    /// Begins work on this many bytes, or says that it would take too long.
-    pub(super) fn begin(&self, bytes: usize) -> Result<Work<'_>, EdgeError> {
+    /// Begins work on this many bytes, or says that it would take too long. `backlog` is how far the disk is behind, in
+    /// percent of what stops all work.
+    pub(super) fn begin(&self, bytes: usize, backlog: usize) -> Result<Work<'_>, EdgeError> {
         let bytes = bytes.saturating_add(WORK_BYTES);
         let limit = self.limit.load(Relaxed);
-        let fits = |taken: usize| taken.checked_add(bytes).filter(|sum| taken == 0 || *sum <= limit);
+        let left = BACKLOG_FULL.saturating_sub(backlog.max(BACKLOG_NOTED));
+        let allowed = (limit / (BACKLOG_FULL - BACKLOG_NOTED) * left).clamp(LEAST_LIMIT.min(limit), limit);
+        let fits = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= allowed || taken == 0 && left > 0);
         match self.taken.fetch_update(Relaxed, Relaxed, fits) {
             Ok(others) => {
                 self.window.peak.fetch_max(others + bytes, Relaxed);
@@ -197,7 +212,7 @@ mod tests {
         let mut queue = std::collections::VecDeque::new();
         let settled = now + Duration::from_secs(seconds) / 2;
         while now < pace.epoch + Duration::from_secs(seconds) {
-            while let Ok(mut work) = pace.begin(piece) {
+            while let Ok(mut work) = pace.begin(piece, 0) {
                 work.began = now;
                 queue.push_back(work);
             }
@@ -248,14 +263,33 @@ mod tests {
     }
 
     #[test]
+    fn the_further_the_disk_is_behind_the_less_is_taken() {
+        let most = |backlog| {
+            let pace = Pace::new(128 * MIB, TARGET);
+            let mut work = Vec::new();
+            while let Ok(more) = pace.begin(0, backlog) {
+                work.push(more);
+            }
+            work.len() * WORK_BYTES
+        };
+        assert_eq!((most(0), most(BACKLOG_NOTED)), (FIRST_LIMIT, FIRST_LIMIT));
+        let half = most((BACKLOG_NOTED + BACKLOG_FULL) / 2);
+        assert!((FIRST_LIMIT * 4 / 10..=FIRST_LIMIT * 6 / 10).contains(&half), "{half}");
+        assert_eq!((most(BACKLOG_FULL), most(150)), (LEAST_LIMIT, LEAST_LIMIT), "small writes go on");
+        let pace = Pace::new(128 * MIB, TARGET);
+        assert!(pace.begin(MIB, BACKLOG_FULL - 1).is_ok());
+        assert!(pace.begin(MIB, BACKLOG_FULL).is_err(), "a large one would not end");
+    }
+
+    #[test]
     fn one_piece_is_taken_however_large_and_no_second_one() {
         let pace = Pace::new(4 * MIB, TARGET);
         assert!(pace.has_room(16 * MIB).is_ok());
-        let large = pace.begin(16 * MIB).unwrap();
-        assert!(pace.has_room(1).is_err() && pace.begin(1).is_err());
+        let large = pace.begin(16 * MIB, 0).unwrap();
+        assert!(pace.has_room(1).is_err() && pace.begin(1, 0).is_err());
         assert_eq!(pace.taken(), 16 * MIB + WORK_BYTES);
         large.end();
         assert_eq!(pace.taken(), 0);
-        assert!(pace.begin(1).is_ok());
+        assert!(pace.begin(1, 0).is_ok());
     }
 }

@@ -153,7 +153,7 @@ impl Api {
     /// `bytes` is how much it carries.
     pub(super) async fn write(&self, call: &mut Call, txn: Txn, bytes: usize) -> Result<TxnReply, Failure> {
         let deadline = call.deadline(self)?;
-        let work = self.admission().writes.begin(bytes)?;
+        let work = self.admission().writes.begin(bytes, self.node().apply_backlog_percent())?;
         let outcome = self.node().write(txn, Principal::Anonymous, None, deadline).await;
         // How long it takes to find no leader says nothing about how much can be written.
         if matches!(outcome, Ok(_) | Err(WriteError::Rejected(_) | WriteError::OutcomeUnknown(_))) {

@@ -7,7 +7,7 @@ use std::future::pending;
 use std::io;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +17,10 @@ use crate::telemetry::Metrics;
 use crate::transport::listener::{self, ListenerLimits};
 use crate::transport::metrics::TransportMetrics;
 use crate::transport::tcp::TcpTransport;
+
+/// Connections that the system keeps until they are accepted. What comes beyond it is dropped, and tried again by the
+/// client's system only after a second; a crowd that comes all at once must fit. The system may set a lower limit.
+const BACKLOG: u32 = 4_096;
 
 /// What a member is started with.
 #[derive(Debug, Clone)]
@@ -68,12 +72,22 @@ pub struct Server {
 }
 
 async fn listen(address: &str, purpose: &'static str, flag: &'static str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen {
-        address: address.to_owned(),
-        purpose,
-        flag,
-        source,
-    })
+    bind(address).await.map_err(|source| ServerError::Listen { address: address.to_owned(), purpose, flag, source })
+}
+
+/// Listens on the first of a name's addresses that can be had.
+async fn bind(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
+    for address in lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A port that a process of before has left connections on can be taken at once.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 impl Server {

@@ -10,7 +10,7 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
-use super::admission::{Gate, Pass};
+use super::admission::{Admission, Pass};
 use super::problem::EdgeError;
 
 /// The most bytes of a refused body that are read on and dropped.
@@ -31,27 +31,30 @@ pub(super) struct Held {
 
 /// Reads a body of at most `limit` bytes within `time`.
 ///
-/// With `expects` (`Expect: 100-continue`) the client waits before it sends, so that a refusal needs no reading on.
+/// With `expects` (`Expect: 100-continue`) the client waits before it sends, so that a refusal needs no reading on. What
+/// there is no room for by what it declares is refused before any of it is kept.
 pub(super) async fn read(
     mut body: Body,
     expects: bool,
     limit: usize,
     time: Duration,
-    budget: &Gate,
+    admission: &Admission,
 ) -> Result<Held, EdgeError> {
     use http_body::Body as _;
     let declared = body.size_hint();
     if declared.lower() > limit as u64 {
-        if !expects {
-            discard(body).await;
-        }
-        return Err(EdgeError::BodyTooLarge { limit });
+        return Err(refuse(body, expects, EdgeError::BodyTooLarge { limit }).await);
     }
+    let claimed = declared.lower() as usize;
     let first = declared.exact().map_or(FIRST_SHARE, |bytes| FIRST_SHARE.min(bytes as usize)).min(limit);
-    let mut share = budget.enter(first)?;
+    let room = admission.writes.has_room(claimed).and_then(|()| admission.bytes.has_room(claimed));
+    let mut share = match room.and_then(|()| admission.bytes.enter(first)) {
+        Ok(share) => share,
+        Err(error) => return Err(refuse(body, expects, error).await),
+    };
     match tokio::time::timeout(time, gather(&mut body, limit, &mut share)).await {
         Ok(Ok(bytes)) => Ok(Held { bytes, _share: share }),
-        Ok(Err(error @ (EdgeError::BodyTooLarge { .. } | EdgeError::Busy { .. }))) => {
+        Ok(Err(error @ (EdgeError::BodyTooLarge { .. } | EdgeError::Busy(_)))) => {
             drop(share);
             discard(body).await;
             Err(error)
@@ -86,6 +89,15 @@ async fn gather(body: &mut Body, limit: usize, share: &mut Pass) -> Result<Bytes
         all.extend_from_slice(&data);
     }
     Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Gives a request up before its body was read. A client that waits for leave to send it sees the refusal instead; any
+/// other is listened to, so that it gets to read the refusal and can go on with its connection.
+pub(super) async fn refuse(body: Body, expects: bool, error: EdgeError) -> EdgeError {
+    if !expects {
+        discard(body).await;
+    }
+    error
 }
 
 /// Reads on and drops what comes, within bounds.

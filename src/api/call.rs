@@ -247,13 +247,24 @@ pub(super) fn etag(revision: Revision) -> HeaderValue {
     HeaderValue::try_from(format!("\"{revision}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
+/// An answer in JSON whose size depends on what is stored.
+pub(super) fn counted_json(api: &Api, value: &impl serde::Serialize) -> Result<Response, Failure> {
+    let body = serde_json::to_vec(value).map_err(|error| EdgeError::Internal(error.to_string()))?;
+    Ok(json_bytes(StatusCode::OK, api.admission().answer(body)?))
+}
+
+/// An answer that is JSON already.
+pub(super) fn json_bytes(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
 /// An answer in JSON.
 pub(super) fn json(status: StatusCode, value: &impl serde::Serialize) -> Result<Response, Failure> {
     let body = serde_json::to_vec(value).map_err(|error| EdgeError::Internal(error.to_string()))?;
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    Ok(response)
+    Ok(json_bytes(status, body))
 }
 
 impl Call {

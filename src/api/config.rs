@@ -13,6 +13,9 @@ pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// The most bytes of a transaction's JSON: base64 and escapes make it larger than what it holds.
 pub(super) const TXN_BODY_BYTES_MAX: usize = 2 * TXN_BYTES_MAX;
 
+/// The least that can be set aside for answers, in bytes. A larger answer is given while there is no other.
+const ANSWER_BYTES_MIN: usize = 64 * 1024;
+
 /// The most headers of a request.
 pub(super) const HEADERS_MAX: usize = 64;
 
@@ -26,12 +29,21 @@ pub struct ApiConfig {
     pub value_bytes_max: usize,
     /// The most client connections at a time; more are closed with a 503.
     pub connections_max: usize,
+    /// The most connections beyond these limits that may ask one thing about the node, and are told to come back later for
+    /// everything else.
+    pub spare_connections: usize,
     /// The most of them from one address.
     pub connections_per_ip_max: usize,
     /// The most requests that are worked on at a time; more are refused with 429.
     pub in_flight_max: usize,
     /// The most bytes of request bodies held at a time; more are refused with 429.
     pub in_flight_bytes_max: usize,
+    /// The most bytes of answers that are built and not taken yet; reads beyond it are refused with 429. Small answers don't
+    /// count.
+    pub answer_bytes_max: usize,
+    /// The time that writes may take here, from the whole request to its outcome. When more than one in a hundred takes
+    /// longer, fewer are taken at a time, and the others refused with 429.
+    pub write_time_target: Duration,
     /// The most listings that read the disk at a time.
     pub scans_max: usize,
     /// The most answers streamed at a time: whole listings and snapshots.
@@ -57,8 +69,11 @@ impl Default for ApiConfig {
             value_bytes_max: VALUE_BYTES_MAX,
             connections_max: 4_096,
             connections_per_ip_max: 1_024,
+            spare_connections: 64,
             in_flight_max: 2_048,
             in_flight_bytes_max: 128 * 1024 * 1024,
+            answer_bytes_max: 128 * 1024 * 1024,
+            write_time_target: Duration::from_millis(500),
             scans_max: 8,
             streams_max: 32,
             header_timeout: Duration::from_secs(10),
@@ -93,8 +108,10 @@ impl ApiConfig {
             ("value_bytes_max", self.value_bytes_max, 1, TXN_BYTES_MAX - KEY_BYTES_MAX),
             ("connections_max", self.connections_max, 1, 1_000_000),
             ("connections_per_ip_max", self.connections_per_ip_max, 1, 1_000_000),
+            ("spare_connections", self.spare_connections, 0, 10_000),
             ("in_flight_max", self.in_flight_max, 1, 1_000_000),
             ("in_flight_bytes_max", self.in_flight_bytes_max, TXN_BODY_BYTES_MAX, usize::MAX),
+            ("answer_bytes_max", self.answer_bytes_max, ANSWER_BYTES_MIN, usize::MAX),
             ("scans_max", self.scans_max, 1, 256),
             ("streams_max", self.streams_max, 1, 10_000),
         ];
@@ -111,6 +128,7 @@ impl ApiConfig {
             ("body_timeout", self.body_timeout, hour),
             ("default_timeout", self.default_timeout, TIMEOUT_MAX),
             ("drain_timeout", self.drain_timeout, hour),
+            ("write_time_target", self.write_time_target, TIMEOUT_MAX),
         ];
         for (name, value, most) in times {
             if !(least..=most).contains(&value) {

@@ -9,7 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use super::body;
-use super::call::{Call, etag, json};
+use super::call::{Call, counted_json, etag, json};
 use super::freshness::Freshness;
 use super::model::{DeleteReply, Invalid, Problem, PutReply, Record, Selector};
 use super::path::key_of;
@@ -63,7 +63,7 @@ pub(super) async fn get_key(api: &Api, call: &mut Call, head: bool) -> Result<Re
     let view = api.read(call, freshness).await?;
     let record = view.get(&key).map_err(crate::node::ReadError::from)?.ok_or(EdgeError::KeyNotFound)?;
     match precondition.judge_read(record.meta.mod_revision) {
-        ReadVerdict::Answer => record_response(call, record, head),
+        ReadVerdict::Answer => record_response(api, call, record, head),
         ReadVerdict::NotModified => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -83,13 +83,15 @@ pub(super) async fn get_key(api: &Api, call: &mut Call, head: bool) -> Result<Re
 #[expect(dead_code, reason = "the document needs an operation of its own; get_key does the work")]
 pub(super) fn head_key() {}
 
-fn record_response(call: &Call, record: state::Record, head: bool) -> Result<Response, Failure> {
+fn record_response(api: &Api, call: &Call, record: state::Record, head: bool) -> Result<Response, Failure> {
     let meta = record.meta;
     // `HEAD` has no body to choose a form for, and must not pay for one.
     let mut response = if !head && call.accepts("application/json") {
-        json(StatusCode::OK, &Record::from_state(record, false))?
+        counted_json(api, &Record::from_state(record, false))?
     } else {
-        let mut response = Response::new(Body::from(record.value));
+        // A head is answered with the length alone.
+        let value = if head { record.value } else { api.admission().answer(record.value)? };
+        let mut response = Response::new(Body::from(value));
         response.headers_mut().insert(header::CONTENT_TYPE, OCTETS);
         response
     };
@@ -138,11 +140,10 @@ pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Re
         return Ok(redirect);
     }
     let config = api.config();
-    let held =
-        body::read(body, call.expects(), config.value_bytes_max, config.body_timeout, &api.admission().bytes).await?;
+    let held = body::read(body, call.expects(), config.value_bytes_max, config.body_timeout, api.admission()).await?;
     let put = TxnOp::Put { key: key.clone(), value: held.bytes.clone(), lease: LeaseId::ZERO };
     let guarded = precondition.guard(&key, put)?;
-    match guarded_write(api, call, guarded).await? {
+    match guarded_write(api, call, guarded, held.bytes.len()).await? {
         OpReply::Put { key, meta } => {
             let status = if meta.version == 1 { StatusCode::CREATED } else { StatusCode::OK };
             let mut response = json(status, &PutReply::from_state(key, meta))?;
@@ -181,7 +182,7 @@ pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, F
     }
     let delete = TxnOp::Delete { selector: crate::types::Selector::Key(key.clone()) };
     let guarded = precondition.guard(&key, delete)?;
-    match guarded_write(api, call, guarded).await? {
+    match guarded_write(api, call, guarded, 0).await? {
         OpReply::Delete { deleted: 0 } => Err(EdgeError::KeyNotFound.into()),
         OpReply::Delete { deleted } => deleted_response(call, deleted),
         other => Err(unexpected(&other)),
@@ -223,7 +224,7 @@ pub(super) async fn delete_keys(api: &Api, call: &mut Call) -> Result<Response, 
         return Ok(redirect);
     }
     let txn = state::Txn { success: vec![TxnOp::Delete { selector }], ..state::Txn::default() };
-    let reply = api.write(call, txn).await?;
+    let reply = api.write(call, txn, 0).await?;
     match only_response(reply)? {
         OpReply::Delete { deleted } => deleted_response(call, deleted),
         other => Err(unexpected(&other)),
@@ -242,9 +243,9 @@ fn deleted_response(call: &Call, deleted: u64) -> Result<Response, Failure> {
 }
 
 /// Does a write under its precondition, and gives the answer of the write.
-async fn guarded_write(api: &Api, call: &mut Call, guarded: Guarded) -> Result<OpReply, Failure> {
+async fn guarded_write(api: &Api, call: &mut Call, guarded: Guarded, bytes: usize) -> Result<OpReply, Failure> {
     let done_if = guarded.done_if;
-    let reply = api.write(call, guarded.txn).await?;
+    let reply = api.write(call, guarded.txn, bytes).await?;
     let done = reply.succeeded == done_if;
     match only_response(reply)? {
         response if done => Ok(response),

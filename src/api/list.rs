@@ -12,7 +12,7 @@ use http::StatusCode;
 use http::header::{self, HeaderValue};
 
 use super::admission::Pass;
-use super::call::{Call, JSON};
+use super::call::{Call, json_bytes};
 use super::cursor::Cursor;
 use super::freshness::Freshness;
 use super::kv::selector_of;
@@ -201,9 +201,7 @@ pub(super) async fn list_keys(api: &Api, call: &mut Call) -> Result<Response, Fa
     let staleness = call.staleness.take().flatten();
     call.note_read(told, view.revision(), staleness);
     let body = scan(api, Some(deadline), move || page_body(&plan, &view)).await?;
-    let mut response = Response::new(Body::from(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    Ok(response)
+    Ok(json_bytes(StatusCode::OK, api.admission().answer(body)?))
 }
 
 /// Runs a read of the disk where it may block, in its turn and within the deadline.

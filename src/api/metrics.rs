@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::admission::{Admission, Scarce};
 use super::routes::Route;
 
 /// Upper bounds of the latency histogram, in seconds.
@@ -43,6 +44,11 @@ struct RouteLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectedLabels {
     reason: &'static str,
 }
@@ -54,6 +60,11 @@ pub struct ApiMetrics {
     /// The counters of `requests` that have been used, by route, method and status.
     handles: Vec<OnceLock<Counter>>,
     durations: Vec<Histogram>,
+    refused: [Counter; Scarce::ALL.len()],
+    body_bytes: Gauge,
+    answer_bytes: Gauge,
+    write_bytes: Gauge,
+    write_bytes_limit: Gauge,
     pub(super) in_flight: Gauge,
     pub(super) connections: Gauge,
     pub(super) rejected_total: Counter,
@@ -76,18 +87,45 @@ impl ApiMetrics {
         registry.register("requests_in_flight", "requests that are worked on", in_flight.clone());
         let connections = Gauge::default();
         registry.register("connections", "client connections that are open", connections.clone());
+        let refused: Family<RejectedLabels, Counter> = Family::default();
+        registry.register("requests_refused", "requests refused for lack of room, by reason", refused.clone());
+        let bytes: Family<KindLabels, Gauge> = Family::default();
+        registry.register("in_flight_bytes", "bytes of requests and answers in memory, by kind", bytes.clone());
+        let of_kind = |kind| bytes.get_or_create_owned(&KindLabels { kind });
+        let write_bytes_limit = Gauge::default();
+        let help = "bytes of writes that are taken at a time, as learnt from how long they take";
+        registry.register("write_bytes_limit", help, write_bytes_limit.clone());
         let reason = |reason| rejected.get_or_create_owned(&RejectedLabels { reason });
         let labels = |place: usize| RouteLabels { route: label(place) };
         Self {
             requests,
             handles: (0..ROUTES * METHODS.len() * STATUSES.len()).map(|_| OnceLock::new()).collect(),
             durations: (0..ROUTES).map(|place| durations.get_or_create_owned(&labels(place))).collect(),
+            refused: Scarce::ALL.map(|what| refused.get_or_create_owned(&RejectedLabels { reason: what.label() })),
+            body_bytes: of_kind("bodies"),
+            answer_bytes: of_kind("answers"),
+            write_bytes: of_kind("writes"),
+            write_bytes_limit,
             in_flight,
             connections,
             rejected_total: reason("connections_max"),
             rejected_per_ip: reason("connections_per_ip_max"),
             timed_out: reason("timeout"),
         }
+    }
+
+    /// Counts a request that was refused for lack of something.
+    pub(super) fn refused(&self, what: Scarce) {
+        self.refused[what as usize].inc();
+    }
+
+    /// Takes over what is in flight, which is counted elsewhere.
+    pub(super) fn tell_admission(&self, admission: &Admission) {
+        let set = |gauge: &Gauge, bytes: usize| gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        set(&self.body_bytes, admission.bytes.taken());
+        set(&self.answer_bytes, admission.answer_bytes());
+        set(&self.write_bytes, admission.writes.taken());
+        set(&self.write_bytes_limit, admission.writes.limit());
     }
 
     /// Counts an answered request.

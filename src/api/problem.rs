@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
+use super::admission::Scarce;
 use super::model::{Code, Invalid, OutcomeKind};
 use super::query::shown;
 use crate::node::{ReadError, WriteError};
@@ -64,8 +65,8 @@ pub(super) enum EdgeError {
     BodyTooSlow { limit: Duration },
     #[error("the body broke off; nothing was changed")]
     BodyBroken,
-    #[error("too many {what} at a time; try again later")]
-    Busy { what: &'static str },
+    #[error("{0}; nothing was changed, try again later")]
+    Busy(Scarce),
     #[error("the answer was not complete within the deadline; ask for less, or allow more with quorate-timeout")]
     DeadlinePassed,
     #[error("this node failed: {0}")]
@@ -172,7 +173,7 @@ fn of_edge(error: &EdgeError) -> Class {
             Class { retryable: true, ..Class::refused(StatusCode::REQUEST_TIMEOUT, Code::BadRequest) }
         }
         EdgeError::NotHttp | EdgeError::BodyBroken => Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest),
-        EdgeError::Busy { .. } => Class::later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, RETRY_AFTER),
+        EdgeError::Busy(_) => Class::later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, RETRY_AFTER),
         EdgeError::DeadlinePassed => Class::later(StatusCode::SERVICE_UNAVAILABLE, Code::NotReady, RETRY_AFTER),
         EdgeError::Internal(_) => {
             Class { retryable: true, ..Class::refused(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal) }

@@ -7,13 +7,14 @@
 
 use http::StatusCode;
 
+use super::admission::Scarce;
 use super::config::{HEAD_BYTES_MAX, HEADERS_MAX};
 use super::model::Problem;
 use super::problem::{EdgeError, Failure, title};
 
 /// What a connection over the limit is told before it is closed.
 pub(super) fn too_many_connections() -> Vec<u8> {
-    whole(StatusCode::SERVICE_UNAVAILABLE, &EdgeError::Busy { what: "connections" }.into())
+    whole(StatusCode::SERVICE_UNAVAILABLE, &EdgeError::Busy(Scarce::Connections).into())
 }
 
 /// The answer to send in place of a bare one of the parser; `None` for every other answer.

@@ -22,9 +22,9 @@ use super::metrics::ApiMetrics;
 use super::path::KEY_PREFIX;
 use super::problem::{EdgeError, Failure};
 use super::request_log::RequestLog;
-use super::{cluster, guard, kv, list, openapi, ops, txn};
+use super::{body, cluster, guard, kv, list, openapi, ops, txn};
 use crate::clock;
-use crate::node::Node;
+use crate::node::{Node, WriteError};
 use crate::state::{Principal, StateView, Txn, TxnReply};
 
 /// An endpoint.
@@ -84,8 +84,15 @@ impl Route {
     }
 
     /// Whether it counts against the requests at work: what tells how the node does must not be shut out by load.
-    const fn is_admitted(self) -> bool {
+    pub(super) const fn is_admitted(self) -> bool {
         matches!(self, Self::Key | Self::Keys | Self::Txn | Self::Snapshot)
+    }
+}
+
+impl Route {
+    /// Whether this path is for those who look after the node, and so answered also on a spare connection.
+    pub(super) fn is_spared(path: &str) -> bool {
+        Self::ALL.iter().any(|route| !route.is_admitted() && route.template() == path)
     }
 }
 
@@ -134,6 +141,7 @@ impl Api {
     }
 
     pub(super) fn metrics_text(&self) -> String {
+        self.0.metrics.tell_admission(&self.0.admission);
         (self.0.metrics_text)()
     }
 
@@ -142,9 +150,16 @@ impl Api {
     }
 
     /// Proposes a transaction on behalf of a request.
-    pub(super) async fn write(&self, call: &mut Call, txn: Txn) -> Result<TxnReply, Failure> {
+    /// `bytes` is how much it carries.
+    pub(super) async fn write(&self, call: &mut Call, txn: Txn, bytes: usize) -> Result<TxnReply, Failure> {
         let deadline = call.deadline(self)?;
-        let reply = self.node().write(txn, Principal::Anonymous, None, deadline).await?;
+        let work = self.admission().writes.begin(bytes, self.node().apply_backlog_percent())?;
+        let outcome = self.node().write(txn, Principal::Anonymous, None, deadline).await;
+        // How long it takes to find no leader says nothing about how much can be written.
+        if matches!(outcome, Ok(_) | Err(WriteError::Rejected(_) | WriteError::OutcomeUnknown(_))) {
+            work.end();
+        }
+        let reply = outcome?;
         call.revision = Some(reply.revision);
         Ok(reply)
     }
@@ -173,14 +188,32 @@ impl Api {
         });
         let finished = call.finish(self, result);
         let took = clock::now().saturating_duration_since(started);
+        if let Some(Failure::Edge(EdgeError::Busy(what))) = &finished.failure {
+            metrics.refused(*what);
+        }
         metrics.answered(route, finished.method(), finished.response.status(), took);
         self.0.log.tell(route, finished, took)
+    }
+
+    /// Refuses a request without a look at what it asks for.
+    pub(super) fn refuse(&self, request: Request, error: EdgeError) -> Response {
+        let started = clock::now();
+        if let EdgeError::Busy(what) = &error {
+            self.metrics().refused(*what);
+        }
+        let finished = Call::new(request.into_parts().0).finish(self, Err(error.into()));
+        let took = clock::now().saturating_duration_since(started);
+        self.metrics().answered(None, finished.method(), finished.response.status(), took);
+        self.0.log.tell(None, finished, took)
     }
 
     async fn handle(&self, route: Option<Route>, call: &mut Call, body: Body) -> Result<Response, Failure> {
         guard::check(&call.head, self.config())?;
         let route = route.ok_or(EdgeError::UnknownEndpoint)?;
-        let _pass = if route.is_admitted() { Some(self.admission().requests.enter(1)?) } else { None };
+        let _pass = match route.is_admitted().then(|| self.admission().requests.enter(1)).transpose() {
+            Ok(pass) => pass,
+            Err(error) => return Err(body::refuse(body, call.expects(), error).await.into()),
+        };
         let head = call.head.method == Method::HEAD;
         match (route, &call.head.method) {
             (Route::Key, &Method::GET | &Method::HEAD) => kv::get_key(self, call, head).await,

@@ -1,13 +1,15 @@
 //! The accept loop of the client listener: our own, on hyper's HTTP/1.1, because a ready-made one sets no timer at all.
 //!
+//! A connection over the limit gets a spare seat if there is one: one request, which is answered if it asks how the node
+//! does and refused otherwise. So health checks are not shut out by a crowd, and the crowd is told what to do instead of
+//! being hung up on.
+//!
 //! Guarantees: connections are bounded in number, in total and by address, and in every phase by time; `TCP_NODELAY` is
 //! on; on shutdown nothing new is accepted, requests at work are finished, and what takes longer than the drain timeout
 //! is cut off. Leaves out: TLS, and what requests mean (`routes`).
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +18,18 @@ use axum::extract::Request;
 use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::admission::{Gate, Pass, Scarce};
 use super::config::{ApiConfig, HEAD_BYTES_MAX, HEADERS_MAX};
 use super::connection::{Sweeper, Watch, Watched};
 use super::metrics::ApiMetrics;
 use super::path::KEY_PREFIX;
+use super::places::{Full, Open, Place, Places};
+use super::problem::EdgeError;
 use super::refusal::too_many_connections;
 use super::routes::{Api, Route, router};
 
@@ -36,14 +40,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The hard limits of hyper stand above ours, so that what is a little over ours is answered like any other request.
 const PARSER_FACTOR: usize = 2;
 
+/// The longest that one request on a spare seat may take, in coming and in being answered.
+const SPARE_TIME: Duration = Duration::from_secs(5);
+
+/// What a connection may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    Regular,
+    /// One request, and only about the node.
+    Spare,
+}
+
+/// What a connection takes up; given back on drop.
+enum Taken {
+    Place(#[expect(dead_code, reason = "held for its drop")] Place),
+    Spare(#[expect(dead_code, reason = "held for its drop")] Pass),
+}
+
 /// Serves the API on a listener until `shutdown`, then until its requests are done or the drain timeout has passed.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: CancellationToken) {
     let router = router(api.clone());
     let config = api.config().clone();
     let metrics_of = api.clone();
-    let handler = move |request: Request| {
+    let handler = move |request: Request, seat: Seat| {
         let (api, router) = (api.clone(), router.clone());
         async move {
+            if seat == Seat::Spare && !Route::is_spared(request.uri().path()) {
+                return api.refuse(request, EdgeError::Busy(Scarce::Connections));
+            }
             // Single keys are most of the work, and need no routing beyond this comparison.
             if request.uri().path().starts_with(KEY_PREFIX) {
                 return api.answer(Some(Route::Key), request).await;
@@ -65,13 +89,14 @@ async fn run<H, F>(
     metrics: &ApiMetrics,
     shutdown: CancellationToken,
 ) where
-    H: Fn(Request) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Seat) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
     let connections = TaskTracker::new();
     let refusal = too_many_connections();
     let sweeper = Sweeper::new(config.header_timeout, config.idle_timeout);
     let places = Places::new(config.connections_max, config.connections_per_ip_max);
+    let spare = Gate::new(config.spare_connections, Scarce::Connections);
     // Outlives `shutdown`: connections that drain are still looked after.
     let ended = CancellationToken::new();
     #[expect(clippy::disallowed_methods, reason = "awaited below, behind the connections it looks after")]
@@ -88,24 +113,27 @@ async fn run<H, F>(
                 continue;
             }
         };
-        let place = match places.take(peer.ip()) {
-            Ok(place) => place,
+        let (taken, seat) = match places.take(peer.ip()) {
+            Ok(place) => (Taken::Place(place), Seat::Regular),
             Err(full) => {
                 match full {
                     Full::Total => metrics.rejected_total.inc(),
                     Full::Address => metrics.rejected_per_ip.inc(),
                 };
                 tracing::debug!(%peer, ?full, "a client connection is over the limit");
-                // One try, no waiting: the answer is small, and the socket's buffer empty.
-                let _ = stream.try_write(&refusal);
-                continue;
+                let Ok(pass) = spare.enter(1) else {
+                    // One try, no waiting: the answer is small, and the socket's buffer empty.
+                    let _ = stream.try_write(&refusal);
+                    continue;
+                };
+                (Taken::Spare(pass), Seat::Spare)
             }
         };
         // Without it small answers would wait for the client's acknowledgements; without success they just do.
         let _ = stream.set_nodelay(true);
-        let guards = (place, Open::new(metrics.connections.clone()));
+        let guards = (taken, Open::new(metrics.connections.clone()));
         let overdue = metrics.timed_out.clone();
-        let connection = connection(stream, sweeper.watch(), handler.clone(), shutdown.clone(), ended.clone());
+        let connection = connection(stream, seat, sweeper.watch(), handler.clone(), shutdown.clone(), ended.clone());
         connections.spawn(async move {
             let _guards = guards;
             if let Ended::Overdue = connection.await {
@@ -136,20 +164,21 @@ enum Ended {
 /// Serves one connection.
 async fn connection<H, F>(
     stream: TcpStream,
+    seat: Seat,
     watch: Watch,
     handler: H,
     shutdown: CancellationToken,
     ended: CancellationToken,
 ) -> Ended
 where
-    H: Fn(Request) -> F + Send + Sync + 'static,
+    H: Fn(Request, Seat) -> F + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
     let pulse = Arc::clone(&watch.pulse);
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         pulse.request_begins();
         let pulse = Arc::clone(&pulse);
-        let answer = handler(request.map(Body::new));
+        let answer = handler(request.map(Body::new), seat);
         async move {
             let response = answer.await;
             pulse.request_ends();
@@ -160,13 +189,20 @@ where
     let http = http1::Builder::new()
         // The sweep does what this timer does, without one per request.
         .header_read_timeout(None)
+        .keep_alive(seat == Seat::Regular)
         .max_headers(HEADERS_MAX * PARSER_FACTOR)
         .max_header_size(HEAD_BYTES_MAX * PARSER_FACTOR)
         .max_buf_size(HEAD_BYTES_MAX * PARSER_FACTOR)
         // A client that has sent all it wants to send may close its side and still read the answer.
         .half_close(true)
         .serve_connection(io, service);
-    tokio::pin!(http);
+    let out_of_time = async {
+        match seat {
+            Seat::Regular => std::future::pending().await,
+            Seat::Spare => tokio::time::sleep(SPARE_TIME).await,
+        }
+    };
+    tokio::pin!(http, out_of_time);
     let mut draining = false;
     loop {
         tokio::select! {
@@ -179,91 +215,13 @@ where
                 return Ended::Closed;
             }
             () = watch.pulse.overdue.cancelled() => return Ended::Overdue,
+            () = &mut out_of_time => return Ended::Overdue,
             () = ended.cancelled() => return Ended::CutOff,
             () = shutdown.cancelled(), if !draining => {
                 draining = true;
                 http.as_mut().graceful_shutdown();
             }
         }
-    }
-}
-
-/// Which limit a connection is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Full {
-    Total,
-    Address,
-}
-
-/// Counts connections, in total and by address.
-#[derive(Debug)]
-struct Places {
-    taken: Mutex<Taken>,
-    total_max: usize,
-    per_ip_max: usize,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_ip: HashMap<IpAddr, usize>,
-}
-
-/// A connection's place, left on drop.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    ip: IpAddr,
-}
-
-impl Places {
-    fn new(total_max: usize, per_ip_max: usize) -> Arc<Self> {
-        Arc::new(Self { taken: Mutex::default(), total_max, per_ip_max })
-    }
-
-    fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, Full> {
-        // An IPv4 client of a dual-stack listener is the same client.
-        let ip = ip.to_canonical();
-        let mut taken = self.taken.lock();
-        if taken.total >= self.total_max {
-            return Err(Full::Total);
-        }
-        let of_ip = taken.by_ip.entry(ip).or_default();
-        if *of_ip >= self.per_ip_max {
-            return Err(Full::Address);
-        }
-        *of_ip += 1;
-        taken.total += 1;
-        Ok(Place { places: Arc::clone(self), ip })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock();
-        taken.total -= 1;
-        if let Some(of_ip) = taken.by_ip.get_mut(&self.ip) {
-            *of_ip -= 1;
-            if *of_ip == 0 {
-                taken.by_ip.remove(&self.ip);
-            }
-        }
-    }
-}
-
-/// Counts an open connection.
-struct Open(prometheus_client::metrics::gauge::Gauge);
-
-impl Open {
-    fn new(gauge: prometheus_client::metrics::gauge::Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -8,15 +8,22 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::body;
-use super::call::{Call, json};
+use super::call::{Call, json, json_bytes};
 use super::config::TXN_BODY_BYTES_MAX;
 use super::model::{Invalid, Problem, TxnReply, TxnRequest};
 use super::problem::{EdgeError, Failure};
 use super::routes::Api;
-use crate::state::Txn;
+use crate::state::{TXN_REPLY_BYTES_MAX, Txn, TxnOp};
+use crate::types::Selector;
 
 /// A body up to this size is parsed where it was read; a larger one would hold up other requests for too long.
 const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// What is set aside for the answer of one get in a transaction, in bytes; what it really comes to counts once it is there.
+const GET_ANSWER_BYTES: usize = 256 * 1024;
+
+/// The same for a get of a range, in bytes.
+const RANGE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 
 /// Run a transaction
 ///
@@ -46,8 +53,7 @@ pub(super) async fn run_txn(api: &Api, call: &mut Call, body: Body) -> Result<Re
         return Ok(redirect);
     }
     let config = api.config();
-    let held =
-        body::read(body, call.expects(), TXN_BODY_BYTES_MAX, config.body_timeout, &api.admission().bytes).await?;
+    let held = body::read(body, call.expects(), TXN_BODY_BYTES_MAX, config.body_timeout, api.admission()).await?;
     let value_bytes_max = config.value_bytes_max;
     let txn = if held.bytes.len() <= PARSE_INLINE_BYTES_MAX {
         parse(&held.bytes, value_bytes_max)?
@@ -56,8 +62,27 @@ pub(super) async fn run_txn(api: &Api, call: &mut Call, body: Body) -> Result<Re
         let parsing = tokio::task::spawn_blocking(move || parse(&bytes, value_bytes_max));
         parsing.await.map_err(|error| EdgeError::Internal(error.to_string()))??
     };
-    let reply = api.write(call, txn).await?;
-    json(StatusCode::OK, &TxnReply::from(reply))
+    let expected = match expected_answer_bytes(&txn) {
+        0 => None,
+        // Once it is done it can't be refused any more.
+        bytes => Some(api.admission().expect_answer(bytes)?),
+    };
+    let reply = api.write(call, txn, held.bytes.len()).await?;
+    let Some(expected) = expected else { return json(StatusCode::OK, &TxnReply::from(reply)) };
+    let body =
+        serde_json::to_vec(&TxnReply::from(reply)).map_err(|error| EdgeError::InternalInWrite(error.to_string()))?;
+    Ok(json_bytes(StatusCode::OK, expected.answer(body)))
+}
+
+/// What the answer of a transaction is expected to take, in bytes, of which branch ever; 0 if it is small for sure.
+fn expected_answer_bytes(txn: &Txn) -> usize {
+    let op = |op: &TxnOp| match op {
+        TxnOp::Get { selector: Selector::Range(_), .. } => RANGE_ANSWER_BYTES,
+        TxnOp::Get { keys_only: false, .. } => GET_ANSWER_BYTES,
+        TxnOp::Get { .. } | TxnOp::Put { .. } | TxnOp::Delete { .. } => 0,
+    };
+    let branch = |ops: &[TxnOp]| ops.iter().map(op).sum::<usize>();
+    branch(&txn.success).max(branch(&txn.failure)).min(TXN_REPLY_BYTES_MAX)
 }
 
 fn parse(body: &Bytes, value_bytes_max: usize) -> Result<Txn, Invalid> {

@@ -101,6 +101,9 @@ struct Load {
     /// Determines keys and values
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
+    /// Try again at once where a node says when to come back
+    #[arg(long)]
+    ignore_retry_after: bool,
     /// Don't write the keys before they are read
     #[arg(long)]
     no_preload: bool,
@@ -143,6 +146,7 @@ impl Load {
             rate: self.rate,
             key_prefix: self.key_prefix,
             seed: self.seed,
+            heed_retry_after: !self.ignore_retry_after,
             timeout: global.timeout.0,
             preload: !self.no_preload,
             protocol: match self.protocol {
@@ -211,6 +215,7 @@ fn text_of(report: &Report) -> String {
         "  failed   {} refused, {} unavailable, {} unknown\n",
         report.refused, report.unavailable, report.unknown
     );
+    text += &latency_line("refusals", report.refusal_latency_us);
     for (kind, count) in &report.errors {
         text += &format!("           {kind} {count}\n");
     }

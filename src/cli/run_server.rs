@@ -226,7 +226,15 @@ fn server_config(config: ServeConfig) -> ServerConfig {
     ServerConfig {
         client_addr: config.client_addr.to_string(),
         peer_addr: config.peer_addr.to_string(),
-        api: ApiConfig { value_bytes_max: tuning.value_bytes_max, ..ApiConfig::default() },
+        api: ApiConfig {
+            value_bytes_max: tuning.value_bytes_max,
+            connections_max: tuning.connections_max,
+            connections_per_ip_max: tuning.connections_per_ip_max,
+            in_flight_bytes_max: tuning.in_flight_bytes_max,
+            answer_bytes_max: tuning.in_flight_bytes_max,
+            write_time_target: tuning.write_time_target,
+            ..ApiConfig::default()
+        },
         node: NodeConfig { data_dir: config.data_dir, member, first_members, raft },
     }
 }

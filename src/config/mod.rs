@@ -47,6 +47,28 @@ const SNAPSHOT_LOG_BYTES_MIN: Size = Size(64 * 1024);
 /// The smallest cache that works, in bytes.
 const CACHE_BYTES_MIN: Size = Size::mib(1);
 
+/// The most client connections that can be asked for.
+const CONNECTIONS_MAX: usize = 1_000_000;
+
+/// Client connections where no number is named.
+const CONNECTIONS_DEFAULT: usize = 4_096;
+
+/// The same for one address.
+const CONNECTIONS_PER_IP_DEFAULT: usize = 1_024;
+
+/// The least memory for requests under way, in bytes: the largest must fit.
+const IN_FLIGHT_BYTES_MIN: Size = Size((2 * TXN_BYTES_MAX) as u64);
+
+/// The time that writes may take where none is named, beside round trips: half of what callers are promised under overload.
+const WRITE_TIME_TARGET_LOCAL: Duration = Duration::from_millis(500);
+
+/// The round trips that are added to it.
+const WRITE_ROUND_TRIPS: u32 = 4;
+
+/// The bounds of that time.
+const WRITE_TIME_TARGET_MIN: Duration = Duration::from_millis(100);
+const WRITE_TIME_TARGET_MAX: Duration = Duration::from_secs(60);
+
 /// Why a configuration can't be used. Each is one line for the operator.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -97,6 +119,14 @@ pub enum LogFormat {
 pub struct Tuning {
     /// The largest value a client may store, in bytes.
     pub value_bytes_max: usize,
+    /// The most client connections at a time.
+    pub connections_max: usize,
+    /// The most of them from one address.
+    pub connections_per_ip_max: usize,
+    /// Memory for bodies of requests under way, and as much again for answers, in bytes.
+    pub in_flight_bytes_max: usize,
+    /// The time that writes may take before fewer are taken at a time.
+    pub write_time_target: Duration,
     /// A snapshot is due once the log grew by this many bytes, or by the last snapshot's size if that is more.
     pub snapshot_log_bytes: u64,
     /// Memory for recent log entries, in bytes.
@@ -174,7 +204,7 @@ impl ServeConfig {
             zone: settings.zone.as_ref().map_or_else(String::new, ToString::to_string),
             rtt,
             log_format: settings.log_format.unwrap_or_default(),
-            tuning: tuning(&settings)?,
+            tuning: tuning(&settings, rtt)?,
             initial_cluster: settings.initial_cluster,
         })
     }
@@ -290,7 +320,7 @@ fn advertisable(address: HostPort) -> Result<HostPort, ConfigError> {
     Ok(address)
 }
 
-fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
+fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {
     let value_bytes_most = Size((TXN_BYTES_MAX - KEY_BYTES_MAX) as u64);
     let value_bytes_max = in_range(
         "value-bytes-max",
@@ -306,7 +336,14 @@ fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
     if runtime_threads == 0 || runtime_threads > RUNTIME_THREADS_MAX {
         return invalid(format!("--runtime-threads is {runtime_threads}; it must be 1 to {RUNTIME_THREADS_MAX}"));
     }
+    let (connections_max, connections_per_ip_max) = connections(settings)?;
+    let in_flight = settings.in_flight_bytes_max.unwrap_or(Size::mib(128));
+    let in_flight_bytes_max = in_range("in-flight-bytes-max", in_flight, IN_FLIGHT_BYTES_MIN, unlimited)?;
     Ok(Tuning {
+        connections_max,
+        connections_per_ip_max,
+        in_flight_bytes_max: usize::try_from(in_flight_bytes_max).unwrap_or(usize::MAX),
+        write_time_target: write_time_target(settings, rtt)?,
         value_bytes_max: usize::try_from(value_bytes_max).unwrap_or(VALUE_BYTES_MAX),
         snapshot_log_bytes: in_range("snapshot-log-bytes", snapshot_log, SNAPSHOT_LOG_BYTES_MIN, unlimited)?,
         log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
@@ -314,6 +351,28 @@ fn tuning(settings: &Settings) -> Result<Tuning, ConfigError> {
         value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(512))?,
         runtime_threads,
     })
+}
+
+fn connections(settings: &Settings) -> Result<(usize, usize), ConfigError> {
+    let in_bounds = |flag, count| match (1..=CONNECTIONS_MAX).contains(&count) {
+        true => Ok(count),
+        false => invalid(format!("--{flag} is {count}; it must be 1 to {CONNECTIONS_MAX}")),
+    };
+    Ok((
+        in_bounds("connections-max", settings.connections_max.unwrap_or(CONNECTIONS_DEFAULT))?,
+        in_bounds("connections-per-ip-max", settings.connections_per_ip_max.unwrap_or(CONNECTIONS_PER_IP_DEFAULT))?,
+    ))
+}
+
+/// A write through a follower takes two round trips at best, whatever the load.
+fn write_time_target(settings: &Settings, rtt: Duration) -> Result<Duration, ConfigError> {
+    let target =
+        settings.write_time_target.map_or(WRITE_TIME_TARGET_LOCAL + WRITE_ROUND_TRIPS * rtt, |target| target.0);
+    if target < WRITE_TIME_TARGET_MIN || target > WRITE_TIME_TARGET_MAX {
+        let (given, least, most) = (Span(target), Span(WRITE_TIME_TARGET_MIN), Span(WRITE_TIME_TARGET_MAX));
+        return invalid(format!("--write-time-target is {given}; it must be {least} to {most}"));
+    }
+    Ok(target)
 }
 
 fn in_range(flag: &str, size: Size, least: Size, most: Size) -> Result<u64, ConfigError> {

@@ -50,6 +50,42 @@ pub struct Settings {
     /// Largest value a client may store [default: 4MiB]
     #[arg(long, env = "QUORATE_VALUE_BYTES_MAX", hide_env_values = true, value_name = "SIZE", help_heading = "Tuning")]
     pub value_bytes_max: Option<Size>,
+    /// Most client connections at a time [default: 4096]
+    #[arg(
+        long,
+        env = "QUORATE_CONNECTIONS_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        help_heading = "Tuning"
+    )]
+    pub connections_max: Option<usize>,
+    /// Most client connections from one address [default: 1024]
+    #[arg(
+        long,
+        env = "QUORATE_CONNECTIONS_PER_IP_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        help_heading = "Tuning"
+    )]
+    pub connections_per_ip_max: Option<usize>,
+    /// Memory for the bodies of requests under way, and as much again for answers [default: 128MiB]
+    #[arg(
+        long,
+        env = "QUORATE_IN_FLIGHT_BYTES_MAX",
+        hide_env_values = true,
+        value_name = "SIZE",
+        help_heading = "Tuning"
+    )]
+    pub in_flight_bytes_max: Option<Size>,
+    /// Time that writes may take before fewer are taken at a time [default: 500ms and four round trips]
+    #[arg(
+        long,
+        env = "QUORATE_WRITE_TIME_TARGET",
+        hide_env_values = true,
+        value_name = "DURATION",
+        help_heading = "Tuning"
+    )]
+    pub write_time_target: Option<Span>,
     /// A snapshot is made once the log grew by this much, or by the size of the last snapshot if that is more
     /// [default: 256MiB]
     #[arg(
@@ -135,6 +171,10 @@ impl Settings {
             rtt: self.rtt.or(fallback.rtt),
             log_format: self.log_format.or(fallback.log_format),
             value_bytes_max: self.value_bytes_max.or(fallback.value_bytes_max),
+            connections_max: self.connections_max.or(fallback.connections_max),
+            connections_per_ip_max: self.connections_per_ip_max.or(fallback.connections_per_ip_max),
+            in_flight_bytes_max: self.in_flight_bytes_max.or(fallback.in_flight_bytes_max),
+            write_time_target: self.write_time_target.or(fallback.write_time_target),
             snapshot_log_bytes: self.snapshot_log_bytes.or(fallback.snapshot_log_bytes),
             log_cache_bytes: self.log_cache_bytes.or(fallback.log_cache_bytes),
             state_cache_bytes: self.state_cache_bytes.or(fallback.state_cache_bytes),

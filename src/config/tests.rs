@@ -37,13 +37,18 @@ fn every_setting_can_stand_in_the_file() {
         "client_addr = '0.0.0.0:80'\npeer_addr = '0.0.0.0:81'\nadvertise_client_url = 'http://h1:80'\n\
          advertise_peer_addr = 'h1:81'\nzone = 'dc1'\ninitial_cluster = 'n1=h1:81,n2=h2:81'\nrtt = '80ms'\n\
          log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_cache_bytes = '2MiB'\n\
-         state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nruntime_threads = 3",
+         state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nruntime_threads = 3\nconnections_max = 5\nconnections_per_ip_max = 4\n\
+         in_flight_bytes_max = '64MiB'\nwrite_time_target = '2s'",
     )
     .unwrap();
     assert_eq!(config.advertise_peer_addr.to_string(), "h1:81");
     assert_eq!(config.initial_cluster.map(|cluster| cluster.members().len()), Some(2));
     assert_eq!((config.rtt, config.log_format), (Duration::from_millis(80), LogFormat::Json));
     let expected = Tuning {
+        connections_max: 5,
+        connections_per_ip_max: 4,
+        in_flight_bytes_max: 64 << 20,
+        write_time_target: Duration::from_secs(2),
         value_bytes_max: 1 << 20,
         snapshot_log_bytes: 1 << 20,
         log_cache_bytes: 2 << 20,
@@ -52,6 +57,14 @@ fn every_setting_can_stand_in_the_file() {
         runtime_threads: 3,
     };
     assert_eq!(config.tuning, expected);
+}
+
+#[test]
+fn distance_between_members_leaves_writes_more_time() {
+    let target = |text: &str| resolve(text).unwrap().tuning.write_time_target;
+    assert_eq!(target(""), Duration::from_millis(540));
+    assert_eq!(target("rtt = '300ms'"), Duration::from_millis(1_700));
+    assert_eq!(target("rtt = '300ms'\nwrite_time_target = '1s'"), Duration::from_secs(1));
 }
 
 #[test]
@@ -105,6 +118,9 @@ fn contradictions_are_refused_with_a_way_out() {
         ("snapshot_log_bytes = 1", "it must be at least 64KiB"),
         ("log_cache_bytes = 1", "it must be at least 1MiB"),
         ("runtime_threads = 0", "it must be 1 to 256"),
+        ("connections_max = 0", "it must be 1 to 1000000"),
+        ("in_flight_bytes_max = '1MiB'", "it must be at least 16MiB"),
+        ("write_time_target = '1ms'", "it must be 100ms to 1m"),
     ];
     for (settings, expected) in cases {
         let refusal = refusal(settings);

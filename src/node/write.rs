@@ -16,6 +16,13 @@ use crate::types::WallTime;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Node {
+    /// How much of what is applied waits for the disk, in percent of the most; there, writes stop until it is done. 0 while
+    /// the node starts.
+    #[must_use]
+    pub fn apply_backlog_percent(&self) -> usize {
+        self.raft().map_or(0, |raft| raft.reader().overlay_percent())
+    }
+
     /// Proposes a transaction and waits for its outcome, no longer than to `deadline`.
     ///
     /// # Errors

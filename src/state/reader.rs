@@ -63,6 +63,13 @@ impl StateReader {
         self.store.overlay_bytes()
     }
 
+    /// How full the overlay is, in percent of where applying begins to wait for a checkpoint; that may be passed by what
+    /// is applied together.
+    #[must_use]
+    pub fn overlay_percent(&self) -> usize {
+        self.store.overlay_bytes().saturating_mul(100) / self.store.config.overlay_bytes_hard.max(1)
+    }
+
     /// Bytes that the engine takes on disk.
     ///
     /// # Errors

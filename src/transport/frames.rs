@@ -8,12 +8,15 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::FRAME_BYTES_MAX;
@@ -56,6 +59,48 @@ pub(super) struct WriteError {
 pub(super) struct Frames {
     stream: TcpStream,
     inbox: BytesMut,
+    /// Where the bytes of large frames are counted, if they are.
+    room: Option<Room>,
+    /// What this connection has of it.
+    held: Vec<Share>,
+}
+
+/// Memory for large frames of many connections together, in bytes. Small frames go without, so that a heartbeat or a vote
+/// never waits for it. A clone shares it.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    free: Arc<Semaphore>,
+    taken: Gauge,
+}
+
+/// A part of it, given back on drop.
+#[derive(Debug)]
+struct Share {
+    _permit: OwnedSemaphorePermit,
+    taken: Gauge,
+    bytes: i64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.taken.dec_by(self.bytes);
+    }
+}
+
+impl Room {
+    /// Room for this many bytes, told by `taken`.
+    pub(super) fn new(bytes: usize, taken: Gauge) -> Self {
+        Self { free: Arc::new(Semaphore::new(bytes)), taken }
+    }
+
+    /// Waits for this many bytes. Frames that wait for each other half-way are parted by the limit of time that each has.
+    async fn take(&self, bytes: usize) -> io::Result<Share> {
+        let count = u32::try_from(bytes).map_err(io::Error::other)?;
+        let permit = Arc::clone(&self.free).acquire_many_owned(count).await.map_err(io::Error::other)?;
+        let bytes = i64::from(count);
+        self.taken.inc_by(bytes);
+        Ok(Share { _permit: permit, taken: self.taken.clone(), bytes })
+    }
 }
 
 impl Frames {
@@ -70,7 +115,13 @@ impl Frames {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { stream, inbox: BytesMut::new() })
+        Ok(Self { stream, inbox: BytesMut::new(), room: None, held: Vec::new() })
+    }
+
+    /// Counts what large frames take from now on; it is given back when the next frame is waited for.
+    pub(super) fn within(mut self, room: Room) -> Self {
+        self.room = Some(room);
+        self
     }
 
     /// The address of the other side, for logs.
@@ -123,6 +174,7 @@ impl Frames {
 
     /// Waits for the first byte of a frame; false if the other side closed instead.
     pub(super) async fn begun(&mut self) -> io::Result<bool> {
+        self.held.clear();
         Ok(!self.inbox.is_empty() || self.fill().await? > 0)
     }
 
@@ -133,6 +185,7 @@ impl Frames {
             if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
             }
+            self.make_room().await?;
             if self.fill().await? == 0 {
                 return if inside { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
             }
@@ -148,13 +201,7 @@ impl Frames {
             let told = format!("a frame claims {length} bytes; at most {FRAME_BYTES_MAX} are allowed");
             return Err(io::Error::new(io::ErrorKind::InvalidData, told));
         }
-        let missing = (HEADER_BYTES + length).saturating_sub(self.inbox.len());
-        if missing > 0 {
-            // A stranger could claim much and send little on every connection there is.
-            let room = missing.min(self.inbox.len().max(FIRST_ROOM_BYTES));
-            if self.inbox.capacity() == self.inbox.len() || missing <= FIRST_ROOM_BYTES {
-                self.inbox.reserve(room);
-            }
+        if self.inbox.len() < HEADER_BYTES + length {
             return Ok(None);
         }
         self.inbox.advance(HEADER_BYTES);
@@ -163,6 +210,28 @@ impl Frames {
             self.inbox = BytesMut::new();
         }
         Ok(Some(frame))
+    }
+
+    /// Makes room for more of a frame that has begun.
+    async fn make_room(&mut self) -> io::Result<()> {
+        let Some(header) = self.inbox.first_chunk::<HEADER_BYTES>() else { return Ok(()) };
+        let length = u32::from_be_bytes(*header) as usize;
+        let missing = (HEADER_BYTES + length).saturating_sub(self.inbox.len());
+        // A stranger could claim much and send little on every connection there is.
+        let more = missing.min(self.inbox.len().max(FIRST_ROOM_BYTES));
+        if self.inbox.capacity() == self.inbox.len() || missing <= FIRST_ROOM_BYTES {
+            if let Some(room) = self.room.as_ref().filter(|_| length > FIRST_ROOM_BYTES) {
+                let counted: i64 = self.held.iter().map(|share| share.bytes).sum();
+                let wanted = self.inbox.len() + more;
+                if let Some(short) =
+                    wanted.checked_sub(usize::try_from(counted).unwrap_or_default()).filter(|short| *short > 0)
+                {
+                    self.held.push(room.take(short).await?);
+                }
+            }
+            self.inbox.reserve(more);
+        }
+        Ok(())
     }
 
     /// Reads once from the socket; 0 at the end of the stream.
@@ -205,6 +274,35 @@ mod tests {
         stream.shutdown().await.unwrap();
         assert_eq!(frames.next().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(frames.inbox.capacity() <= 2 * FIRST_ROOM_BYTES, "{}", frames.inbox.capacity());
+    }
+
+    #[tokio::test]
+    async fn large_frames_wait_for_room_and_small_ones_never_do() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = Gauge::default();
+        let room = Room::new(2 * 1024 * 1024, taken.clone());
+        let mut pairs = Vec::new();
+        for _ in 0..3 {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let receiver = Frames::new(listener.accept().await.unwrap().0).unwrap().within(room.clone());
+            pairs.push((Frames::new(stream).unwrap(), receiver));
+        }
+        let large = vec![1; 2 * 1024 * 1024 - HEADER_BYTES];
+        let [(sender, holder), (other_sender, waiting), (small_sender, small)] = &mut pairs[..] else { panic!() };
+        let (sent, held) = tokio::join!(sender.write(&large), holder.next());
+        assert!(sent.is_ok() && held.unwrap().unwrap().len() == large.len());
+        assert!((1024 * 1024..=2 * 1024 * 1024).contains(&taken.get()), "{}", taken.get());
+        let next = async {
+            small_sender.write(&[2; 1000]).await.unwrap();
+            assert_eq!(small.next().await.unwrap().unwrap().len(), 1000, "what is small never waits");
+            // The next request is waited for: what the last one took is free.
+            sender.write(&[3; 10]).await.unwrap();
+            assert!(holder.begun().await.unwrap());
+        };
+        let (sent, came, ()) = tokio::join!(other_sender.write(&large), waiting.next(), next);
+        assert!(sent.is_ok() && came.unwrap().unwrap().len() == large.len());
+        drop(pairs);
+        assert_eq!(taken.get(), 0);
     }
 
     #[tokio::test]

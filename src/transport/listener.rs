@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::frames::Frames;
+use super::frames::{Frames, Room};
 use super::hello::{self, OURS, Refusal};
 use super::metrics::TransportMetrics;
 use super::{Channel, FRAME_BYTES_MAX, PeerHandler};
@@ -42,6 +42,9 @@ pub struct ListenerLimits {
     pub connections_max: usize,
     /// Connections from one remote address. Members of one cluster on one machine share an address.
     pub connections_per_ip_max: usize,
+    /// Bytes of large requests that are read or worked on, of all connections together; at least one frame. A request beyond
+    /// it waits, for no longer than the time of a frame. Small ones, heartbeats among them, don't count and never wait.
+    pub request_bytes_max: usize,
     /// From the connection to a whole hello.
     pub hello_timeout: Duration,
     /// From the hello to the first byte of the first request: a caller opens a connection when it has one.
@@ -57,6 +60,7 @@ impl Default for ListenerLimits {
         Self {
             connections_max: 1_024,
             connections_per_ip_max: 256,
+            request_bytes_max: 256 * 1024 * 1024,
             hello_timeout: Duration::from_secs(5),
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
@@ -75,7 +79,8 @@ pub fn serve(
     shutdown: CancellationToken,
     tracker: &TaskTracker,
 ) {
-    let shared = Arc::new(Shared { handler, limits, metrics, shutdown, held: Mutex::default() });
+    let room = Room::new(limits.request_bytes_max, metrics.frame_bytes.clone());
+    let shared = Arc::new(Shared { handler, limits, metrics, shutdown, held: Mutex::default(), room });
     let connections = tracker.clone();
     tracker.spawn(async move {
         let stopped = shared.shutdown.clone();
@@ -106,6 +111,7 @@ struct Shared {
     metrics: TransportMetrics,
     shutdown: CancellationToken,
     held: Mutex<Held>,
+    room: Room,
 }
 
 /// How many connections are open.
@@ -181,7 +187,7 @@ impl Shared {
     async fn converse(&self, stream: TcpStream) -> Result<(), End> {
         // One future each for the whole connection: a request costs a poll of them, not a registration.
         let mut stopping = pin!(self.shutdown.cancelled());
-        let mut frames = Frames::new(stream)?;
+        let mut frames = Frames::new(stream)?.within(self.room.clone());
         let channel = tokio::select! {
             biased;
             () = &mut stopping => return Ok(()),

@@ -71,6 +71,7 @@ pub struct TransportMetrics {
     duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
     round_trip: Family<PeerLabels, SecondsGauge>,
     connections: Gauge,
+    pub(super) frame_bytes: Gauge,
     accepted: Counter,
     refused: Family<RefusalLabels, Counter>,
     requests: Family<ChannelLabels, Counter>,
@@ -88,6 +89,7 @@ impl Default for TransportMetrics {
             duration: Family::new_with_constructor(|| Histogram::new(latency_buckets())),
             round_trip: Family::default(),
             connections: Gauge::default(),
+            frame_bytes: Gauge::default(),
             accepted: Counter::default(),
             refused: Family::default(),
             requests: Family::default(),
@@ -114,6 +116,8 @@ impl TransportMetrics {
 
         let listener = registry.sub_registry_with_prefix("peer_listener");
         listener.register("connections", "Connections that peers hold open now", new.connections.clone());
+        let frames = "Memory of large requests of peers that are read or worked on";
+        listener.register_with_unit("request", frames, Unit::Bytes, new.frame_bytes.clone());
         listener.register("accepted", "Connections taken from peers", new.accepted.clone());
         listener.register("refused", "Connections turned away or closed for what they sent", new.refused.clone());
         listener.register("requests", "Requests of peers that were answered", new.requests.clone());

@@ -6,9 +6,10 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -29,6 +30,14 @@ pub(super) struct Connection {
     closed: bool,
 }
 
+/// What a client makes of an answer.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// When to try again, if the server says so.
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Bytes,
+}
+
 /// How a request can be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lost {
@@ -47,7 +56,7 @@ impl Connection {
     }
 
     /// Sends a request and takes the whole answer.
-    pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Lost> {
+    pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Lost> {
         let Self { sender, driver, closed } = self;
         let answer = async move {
             let sent = sender.try_send_request(request).await;
@@ -57,8 +66,11 @@ impl Connection {
                 None => Lost::Unanswered,
             })?;
             let status = response.status();
+            let retry_after =
+                response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            Ok((status, body.map_err(|_| Lost::Unanswered)?.to_bytes()))
+            let body = body.map_err(|_| Lost::Unanswered)?.to_bytes();
+            Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
         };
         let mut answer = pin!(answer);
         poll_fn(|context| {

@@ -98,6 +98,8 @@ pub struct LoadConfig {
     pub key_prefix: String,
     /// Determines keys and values.
     pub seed: u64,
+    /// Whether a client that was turned away stays away for as long as it was told.
+    pub heed_retry_after: bool,
     /// How long one request may take.
     pub timeout: Duration,
     /// Write all keys before reads are measured.
@@ -118,6 +120,7 @@ impl Default for LoadConfig {
             rate: None,
             key_prefix: "bench/".to_owned(),
             seed: 1,
+            heed_retry_after: true,
             timeout: Duration::from_secs(10),
             preload: true,
             protocol: Protocol::Quorate,

@@ -44,6 +44,7 @@ pub(super) struct Shard(Mutex<Counts>);
 struct Counts {
     reads: Histogram<u64>,
     writes: Histogram<u64>,
+    refusals: Histogram<u64>,
     refused: u64,
     unavailable: u64,
     unknown: u64,
@@ -55,14 +56,15 @@ impl Counts {
         let histogram = || {
             Histogram::new_with_bounds(1, LATENCY_MAX_US, LATENCY_DIGITS).expect("the bounds and digits are constants")
         };
-        let (reads, writes) = (histogram(), histogram());
-        Self { reads, writes, refused: 0, unavailable: 0, unknown: 0, errors: BTreeMap::new() }
+        let (reads, writes, refusals) = (histogram(), histogram(), histogram());
+        Self { reads, writes, refusals, refused: 0, unavailable: 0, unknown: 0, errors: BTreeMap::new() }
     }
 
     fn add(&mut self, other: &Self) {
         // Equal bounds: nothing can fail to fit.
         let _ = self.reads.add(&other.reads);
         let _ = self.writes.add(&other.writes);
+        let _ = self.refusals.add(&other.refusals);
         self.refused += other.refused;
         self.unavailable += other.unavailable;
         self.unknown += other.unknown;
@@ -85,9 +87,9 @@ impl Shard {
 
     pub(super) fn record(&self, effect: Effect, ending: Ending, latency: Duration) {
         let mut counts = self.0.lock();
+        let latency = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US);
         let kind = match ending {
             Ending::Done => {
-                let latency = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US);
                 let histogram = match effect {
                     Effect::Read => &mut counts.reads,
                     Effect::Write => &mut counts.writes,
@@ -96,6 +98,7 @@ impl Shard {
                 return;
             }
             Ending::Refused(kind) => {
+                counts.refusals.saturating_record(latency);
                 counts.refused += 1;
                 kind
             }
@@ -197,6 +200,8 @@ pub struct Report {
     pub read_latency_us: Option<Latency>,
     /// The same for the writes alone.
     pub write_latency_us: Option<Latency>,
+    /// How long refusals took.
+    pub refusal_latency_us: Option<Latency>,
     /// All latencies of successes, in microseconds.
     #[serde(skip)]
     pub histogram: Histogram<u64>,
@@ -263,6 +268,7 @@ impl Meter {
             latency_us: Latency::of(&all),
             read_latency_us: Latency::of(&total.reads),
             write_latency_us: Latency::of(&total.writes),
+            refusal_latency_us: Latency::of(&total.refusals),
             histogram: all,
         }
     }

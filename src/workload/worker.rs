@@ -1,7 +1,7 @@
 //! The clients of one thread.
 //!
-//! Guarantees: a client has one request at a time; after a failure it pauses for [`ERROR_PAUSE`] and, where the connection
-//! is lost, goes on with the next endpoint; no request is sent twice. Leaves out: counting (`tally`).
+//! Guarantees: a client has one request at a time; after a failure it pauses for [`ERROR_PAUSE`], or for as long as the
+//! server asks it to, and, where the connection is lost, goes on with the next endpoint; no request is sent twice. Leaves out: counting (`tally`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::Error;
-use super::connection::{Connection, Lost};
+use super::connection::{Answer, Connection, Lost};
 use super::plan::Plan;
 use super::requests::{Effect, Operation};
 use super::tally::{Ending, Shard};
@@ -81,11 +81,10 @@ impl Client {
         loop {
             let Some(began) = due(&mut schedule, end).await else { return };
             let operation = Operation::choose(self.plan.config.kind, &mut self.random);
-            let ending = self.perform(operation).await;
-            let failed = ending != Ending::Done;
+            let (ending, pause) = self.perform(operation).await;
             shard.record(operation.effect(), ending, clock::now() - began);
-            if failed {
-                tokio::time::sleep(ERROR_PAUSE).await;
+            if let Some(pause) = pause {
+                tokio::time::sleep_until((clock::now() + pause).min(end)).await;
             }
         }
     }
@@ -101,21 +100,31 @@ impl Client {
         })
     }
 
-    async fn perform(&mut self, operation: Operation) -> Ending {
+    /// Sends one request; tells how it ended and, if it failed, how long to pause.
+    async fn perform(&mut self, operation: Operation) -> (Ending, Option<Duration>) {
         let endpoint = &self.plan.endpoints[self.place % self.plan.endpoints.len()];
         let request = match self.plan.request(operation, endpoint, &mut self.random) {
             Ok(request) => request,
-            Err(error) => return Ending::Unavailable(error.to_string()),
+            Err(error) => return (Ending::Unavailable(error.to_string()), Some(ERROR_PAUSE)),
         };
         match self.send(request).await {
-            Ok((status, _)) if status.is_success() => Ending::Done,
-            Ok((status, body)) => ending_of(operation.effect(), status, &body),
-            Err(ending) => ending,
+            Ok(answer) if answer.status.is_success() => (Ending::Done, None),
+            Ok(answer) => {
+                let ending = ending_of(operation.effect(), answer.status, &answer.body);
+                (ending, Some(self.pause_behind(&answer)))
+            }
+            Err(ending) => (ending, Some(ERROR_PAUSE)),
         }
     }
 
+    /// How long to leave the server alone. No two clients come back at the same time.
+    fn pause_behind(&mut self, answer: &Answer) -> Duration {
+        let asked = answer.retry_after.filter(|_| self.plan.config.heed_retry_after);
+        asked.map_or(ERROR_PAUSE, |asked| asked.mul_f64(self.random.random_range(1.0..1.5)))
+    }
+
     /// Sends over the connection, opening one if need be.
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Ending> {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Ending> {
         if !self.connection.as_ref().is_some_and(Connection::is_open) {
             let endpoint = &self.plan.endpoints[self.place % self.plan.endpoints.len()];
             match tokio::time::timeout(CONNECT_TIMEOUT, Connection::open(endpoint)).await {
@@ -216,10 +225,10 @@ impl Client {
             let endpoint = &self.plan.endpoints[self.place % self.plan.endpoints.len()];
             let request = self.plan.fill(keys.clone(), endpoint, &mut self.random)?;
             match self.send(request).await {
-                Ok((status, _)) if status.is_success() => return Ok(()),
-                Ok((status, body)) => match ending_of(Effect::Write, status, &body) {
-                    Ending::Refused(why) => {
-                        let detail = String::from_utf8_lossy(&body);
+                Ok(answer) if answer.status.is_success() => return Ok(()),
+                Ok(answer) => match ending_of(Effect::Write, answer.status, &answer.body) {
+                    Ending::Refused(why) if answer.status != StatusCode::TOO_MANY_REQUESTS => {
+                        let detail = String::from_utf8_lossy(&answer.body);
                         return Err(Error::Preload(format!("{why}: {}", detail.trim())));
                     }
                     ending => last = format!("{ending:?}"),

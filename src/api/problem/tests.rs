@@ -50,7 +50,7 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
         ("a body is too large", EdgeError::BodyTooLarge { limit: 1 }.into()),
         ("a body arrives too slowly", EdgeError::BodyTooSlow { limit: bound }.into()),
         ("a body breaks off", EdgeError::BodyBroken.into()),
-        ("more requests, bytes or streams are in flight than are taken", EdgeError::Busy { what: "requests" }.into()),
+        ("more requests, bytes or streams are in flight than are taken", EdgeError::Busy(Scarce::Requests).into()),
         ("a listing takes longer than its deadline", EdgeError::DeadlinePassed.into()),
         ("this node failed in a read", EdgeError::Internal("x".into()).into()),
         ("this node failed in a write", EdgeError::InternalInWrite("x".into()).into()),

@@ -5,7 +5,7 @@ use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use super::super::admission::Gate;
+use super::super::admission::Admission;
 use super::super::body;
 use super::super::problem::Failure;
 use super::*;
@@ -35,10 +35,10 @@ fn quick() -> ApiConfig {
 }
 
 async fn start(config: ApiConfig) -> Server {
-    let budget = Gate::new(config.in_flight_bytes_max, "bytes");
+    let admission = Arc::new(Admission::new(&config));
     let body_timeout = config.body_timeout;
     let handler = move |request: Request| {
-        let budget = budget.clone();
+        let admission = Arc::clone(&admission);
         async move {
             let path = request.uri().path().to_owned();
             match path.as_str() {
@@ -46,7 +46,7 @@ async fn start(config: ApiConfig) -> Server {
                 "/large" => return Response::new(Body::from(vec![b'x'; 64 * 1024 * 1024])),
                 _ => {}
             }
-            match body::read(request.into_body(), false, BODY_MAX, body_timeout, &budget).await {
+            match body::read(request.into_body(), false, BODY_MAX, body_timeout, &admission).await {
                 Ok(held) => Response::new(Body::from(format!("{path} {}", held.bytes.len()))),
                 Err(error) => {
                     let failure = Failure::from(error);
@@ -71,7 +71,7 @@ where
     let metrics = Arc::new(ApiMetrics::register(&mut Registry::default()));
     let running = tokio::spawn({
         let (shutdown, metrics) = (shutdown.clone(), Arc::clone(&metrics));
-        async move { run(listener, handler, &config, &metrics, shutdown).await }
+        async move { run(listener, move |request, _| handler(request), &config, &metrics, shutdown).await }
     });
     Server { address, shutdown, running, metrics }
 }
@@ -286,7 +286,7 @@ async fn what_is_no_request_is_refused_and_closed() {
 #[tokio::test]
 async fn more_connections_than_allowed_are_told_so() {
     for config in [ApiConfig { connections_max: 2, ..quick() }, ApiConfig { connections_per_ip_max: 2, ..quick() }] {
-        let server = start(ApiConfig { header_timeout: PATIENCE, ..config }).await;
+        let server = start(ApiConfig { header_timeout: PATIENCE, spare_connections: 0, ..config }).await;
         let mut held = [server.connect().await, server.connect().await];
         for stream in &mut held {
             stream.write_all(b"GET /in HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

@@ -225,8 +225,8 @@ async fn a_vote_counts_for_nobody_before_it_is_on_the_disk() {
     let until = Instant::now() + WITHOUT_VOTES;
     let elected = async |cluster: &Cluster| {
         let asked = [one, other].map(|at| cluster.nodes[at].status());
-        let known = futures::future::join_all(asked).await.into_iter().flatten();
-        known.filter(|status| status.term > term && status.leader.is_some()).next_back()
+        let mut known = futures::future::join_all(asked).await.into_iter().flatten();
+        known.rfind(|status| status.term > term && status.leader.is_some())
     };
     while Instant::now() < until {
         let elected = elected(&cluster).await;

@@ -34,8 +34,7 @@ fn check(name: &str, trace: &Trace) -> (usize, usize) {
     for snapshot in &snapshots {
         let wrote =
             |event: &&Event| event.done == Done::Write && event.path == snapshot.path && event.end < snapshot.start;
-        let written =
-            trace.events.iter().filter(wrote).next_back().expect("a snapshot was written before it was named");
+        let written = trace.events.iter().rfind(wrote).expect("a snapshot was written before it was named");
         let synced = trace.sync_after(written.inode, written.end).is_some_and(|sync| sync.end <= snapshot.start);
         assert!(synced, "{name}: {} got its name before it was synced", snapshot.to.display());
     }

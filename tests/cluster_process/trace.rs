@@ -112,7 +112,7 @@ impl Trace {
     pub(crate) fn name_survives(&self, path: &Path, before: u64, until: u64) -> Result<(), String> {
         for path in path.ancestors() {
             let names = |event: &&Event| event.start < before && (event.path == path || event.to == path);
-            let Some(named) = self.named.iter().map(|at| &self.events[*at]).filter(names).next_back() else { continue };
+            let Some(named) = self.named.iter().map(|at| &self.events[*at]).rfind(names) else { continue };
             let folder = path.parent().unwrap();
             let syncs = self.path_syncs.get(folder).into_iter().flatten();
             let keeps = |event: &Event| event.start >= named.end && event.end <= until;

@@ -209,7 +209,11 @@ fn server_config(config: ServeConfig) -> ServerConfig {
     let raft = RaftConfig {
         data_dir: config.data_dir.clone(),
         timers: Timers::for_rtt(config.rtt),
-        log: LogConfig { cache_bytes: tuning.log_cache_bytes, ..LogConfig::default() },
+        log: LogConfig {
+            chunk_bytes: tuning.log_chunk_bytes(),
+            cache_bytes: tuning.log_cache_bytes,
+            ..LogConfig::default()
+        },
         state: StateConfig { cache_bytes: bytes(tuning.value_cache_bytes), ..StateConfig::default() },
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,

@@ -44,6 +44,12 @@ const RUNTIME_THREADS_DEFAULT_MAX: usize = 8;
 /// The least log that is worth a snapshot, in bytes.
 const SNAPSHOT_LOG_BYTES_MIN: Size = Size(64 * 1024);
 
+/// Log files to a log that makes a snapshot due.
+const SNAPSHOT_LOG_PARTS: u64 = 4;
+
+/// The largest log file, in bytes: the newest one is in memory too.
+const LOG_CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// The smallest cache that works, in bytes.
 const CACHE_BYTES_MIN: Size = Size::mib(1);
 
@@ -137,6 +143,15 @@ pub struct Tuning {
     pub value_cache_bytes: u64,
     /// Threads that serve requests.
     pub runtime_threads: usize,
+}
+
+impl Tuning {
+    /// Size of a log file in bytes, at most 64 MiB: a quarter of what makes a snapshot due. The log is removed in whole
+    /// files, so one larger than that would keep it longer than [`Self::snapshot_log_bytes`] promises.
+    #[must_use]
+    pub fn log_chunk_bytes(&self) -> u64 {
+        (self.snapshot_log_bytes / SNAPSHOT_LOG_PARTS).min(LOG_CHUNK_BYTES_MAX)
+    }
 }
 
 /// The configuration of one node, complete and consistent.

@@ -28,6 +28,7 @@ fn a_name_and_a_directory_are_enough() {
     assert_eq!(config.advertise_peer_addr, config.peer_addr);
     assert_eq!((config.zone.as_str(), config.rtt, config.log_format), ("", RTT_DEFAULT, LogFormat::Text));
     assert_eq!(config.tuning.snapshot_log_bytes, 256 << 20);
+    assert_eq!(config.tuning.log_chunk_bytes(), 64 << 20);
     assert_eq!(config.tuning.value_bytes_max, VALUE_BYTES_MAX);
 }
 
@@ -57,6 +58,7 @@ fn every_setting_can_stand_in_the_file() {
         runtime_threads: 3,
     };
     assert_eq!(config.tuning, expected);
+    assert_eq!(config.tuning.log_chunk_bytes(), 256 << 10, "a smaller log comes in smaller files");
 }
 
 #[test]

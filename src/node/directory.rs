@@ -117,7 +117,11 @@ impl Directory {
         let mut builder = fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         builder.recursive(true).create(path).map_err(io("create"))?;
+        for folder in missing {
+            sync_name(folder).map_err(io("sync the name of"))?;
+        }
         let lock_path = path.join("LOCK");
         let lock = File::options().create(true).write(true).truncate(false).open(lock_path).map_err(io("lock"))?;
         match lock.try_lock() {
@@ -176,9 +180,26 @@ impl Directory {
             file.write_all(&framed::seal(MAGIC, VERSION, &body))?;
             file.sync_all()?;
             fs::rename(&tmp, &path)?;
-            File::open(&self.path)?.sync_all()
+            File::open(&self.path)?.sync_all()?;
+            // Again, for a process that was killed between making the directory and syncing its name.
+            sync_name(&self.path)
         };
         write().map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })
+    }
+}
+
+/// Syncs the folder that a directory lies in, so that all of it is not lost with its name. One that may be entered but not
+/// read is passed over: it was somebody else who made the directory there.
+fn sync_name(path: &Path) -> io::Result<()> {
+    let above = match path.parent() {
+        Some(above) if above != Path::new("") => above,
+        Some(_) => Path::new("."),
+        None => return Ok(()),
+    };
+    match File::open(above) {
+        Ok(above) => above.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -102,3 +102,57 @@ impl Drop for CheckpointThread {
         self.handle.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::state::{StateConfig, StateMachine};
+    use crate::storage::{Batch, Engine, Error, MemoryEngine, Scan};
+    use crate::types::{LogIndex, LogPosition, NodeId, Term};
+
+    /// An engine with a bug.
+    struct Panics(MemoryEngine);
+
+    impl Engine for Panics {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+            self.0.get(key)
+        }
+
+        fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, Error> {
+            self.0.scan(scan)
+        }
+
+        fn commit(&self, _batch: Batch) -> Result<(), Error> {
+            panic!("on purpose");
+        }
+
+        fn flush(&self) -> Result<(), Error> {
+            self.0.flush()
+        }
+
+        fn size_on_disk(&self) -> Result<u64, Error> {
+            self.0.size_on_disk()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_checkpoint_thread_ends_the_process_with_a_reason() {
+        let engine = Arc::new(Panics(MemoryEngine::new()));
+        let mut machine = StateMachine::open(engine, StateConfig::default()).unwrap();
+        machine.apply_blank(LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(1) });
+        machine.publish();
+        let (metrics, fatal) = (StateMetrics::register(&mut Registry::default()), Fatal::default());
+        let thread = CheckpointThread::spawn(machine.checkpointer(), metrics, fatal.clone()).unwrap();
+        // Whoever waits for room is woken, rather than left to wait for a thread that is gone.
+        tokio::time::timeout(Duration::from_secs(30), thread.make_room()).await.unwrap();
+        let reason = tokio::time::timeout(Duration::from_secs(30), fatal.raised()).await.unwrap();
+        assert!(reason.contains("checkpoint") && reason.contains("panicked"), "{reason}");
+        assert!(fatal.check().is_err(), "nothing more is applied");
+        tokio::time::timeout(Duration::from_secs(30), thread.end()).await.unwrap();
+    }
+}

@@ -194,6 +194,10 @@ impl SnapshotStore {
     pub fn open(dir: &Path, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
         let io = |source| SnapshotStoreError::Dir { path: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
+        if let Some(above) = dir.parent() {
+            // A file that the log is purged behind must not be lost with the name of its folder.
+            std::fs::File::open(above).and_then(|above| above.sync_all()).map_err(io)?;
+        }
         let mut files = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(io)? {
             let path = entry.map_err(io)?.path();
@@ -348,8 +352,37 @@ impl SnapshotStore {
 }
 
 #[cfg(test)]
-mod full_disk_tests {
+mod tests {
     use super::*;
+    use crate::state::{StateConfig, StateMachine};
+    use crate::storage::MemoryEngine;
+    use crate::types::{LogIndex, NodeId, Term};
+
+    /// The snapshot of an empty state of a cluster.
+    fn snapshot_of(cluster: u64, dir: &Path) -> SnapshotHandle {
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();
+        let position = LogPosition { term: Term::new(3), leader: NodeId::new(1), index: LogIndex::new(9) };
+        machine.apply_membership(position, super::super::membership::encode_membership(&Default::default()));
+        SnapshotStore::open(dir, ClusterId::new(cluster)).unwrap().write(&machine.pin()).unwrap()
+    }
+
+    #[test]
+    fn a_received_snapshot_of_another_cluster_never_gets_a_final_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let foreign = snapshot_of(8, &dir.path().join("elsewhere"));
+        let (own, digest) = (dir.path().join("snapshots"), foreign.sha256().unwrap());
+        let store = SnapshotStore::open(&own, ClusterId::new(7)).unwrap();
+        let incoming = own.join("incoming-00.part");
+        std::fs::copy(foreign.path(), &incoming).unwrap();
+        let refused = store.adopt(&incoming, digest).unwrap_err();
+        assert!(matches!(refused, SnapshotStoreError::OtherCluster { .. }), "{refused}");
+        assert!(store.newest().is_none());
+        let names: Vec<_> = std::fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["incoming-00.part"]);
+        // Under a final name it would keep this node from starting.
+        drop(store);
+        assert!(SnapshotStore::open(&own, ClusterId::new(7)).unwrap().newest().is_none());
+    }
 
     #[test]
     fn a_full_disk_is_told_from_a_failing_one() {

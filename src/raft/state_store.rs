@@ -27,8 +27,8 @@ use crate::clock;
 use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader};
 use crate::types::{LogPosition, Revision};
 
-/// Pause before a snapshot is tried again that found no room on the disk.
-const FULL_DISK_PAUSE: Duration = Duration::from_secs(10);
+/// Pause before a snapshot is tried again that found no room on the disk. Tests have less time.
+const FULL_DISK_PAUSE: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 
 /// How far this node has applied the log: news for everybody who waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -153,3 +153,39 @@ async fn a_follower_that_is_cut_off_comes_back_without_an_election() {
     assert_eq!(status.term, term, "the healthy leader was disturbed");
     told.check(&cluster).await;
 }
+
+/// The leader's entries still arrive at the follower, but no proof of how fresh it is: what was proven before a read waited
+/// for its revision says nothing about what it found behind the wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_read_that_waited_for_a_revision_proves_its_age_behind_the_wait() {
+    let (cluster, links) = Links::start(&Settings::default()).await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % cluster.nodes.len();
+    set(&cluster, leader, "old").await;
+    let next = cluster.converged().await.revision + 1;
+    let url = cluster.nodes[follower].url("/v1/kv/register?consistency=bounded&max_staleness=1s");
+    let bounded = |url: String| {
+        let request = http().get(url).header("prefer", "local").header("quorate-timeout", "30s");
+        async move { request.timeout(PATIENCE).send().await.unwrap() }
+    };
+    let deadline = Instant::now() + PATIENCE;
+    // Until the moment of the cut there is a proof.
+    while bounded(url.clone()).await.status() != 200 {
+        assert!(Instant::now() < deadline, "nothing is proven by a follower that reaches everybody");
+        tokio::time::sleep(POLL).await;
+    }
+    links.cut_calls(&[(follower, leader)]);
+    let waits = tokio::spawn(bounded(format!("{url}&min_revision={next}")));
+    while bounded(url.clone()).await.status() != 503 {
+        assert!(Instant::now() < deadline, "a follower that can't ask the leader proves that it is fresh");
+        tokio::time::sleep(POLL).await;
+    }
+    set(&cluster, leader, "new").await;
+    let answer = waits.await.unwrap();
+    let (status, body) = (answer.status(), answer.text().await.unwrap());
+    assert!(status == 503 && body.contains("stale_beyond_bound"), "{status} {body}");
+    // It was the age that was refused, and not the revision.
+    let stale = cluster.nodes[follower].url(&format!("/v1/kv/register?consistency=stale&min_revision={next}"));
+    assert_eq!(bounded(stale).await.text().await.unwrap(), "new");
+    links.heal();
+}

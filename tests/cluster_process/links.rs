@@ -15,8 +15,14 @@ use tokio::task::JoinSet;
 
 use crate::process::{Cluster, Settings, address};
 
-/// Which links are cut, as (from, to).
-type Cuts = Vec<(usize, usize)>;
+/// What is cut.
+#[derive(Clone, Debug, Default)]
+struct Cuts {
+    /// Links, as (from, to): nothing gets through.
+    links: Vec<(usize, usize)>,
+    /// Connections, as (caller, callee), both ways; those that the callee makes to the caller are not concerned.
+    calls: Vec<(usize, usize)>,
+}
 
 /// Relays for all members.
 pub(crate) struct Links {
@@ -37,7 +43,7 @@ impl Links {
             listeners.push(relay);
         }
         let mut cluster = Cluster::prepare_behind(settings, &listen, &advertised).await;
-        let (cuts, watched) = watch::channel(Cuts::new());
+        let (cuts, watched) = watch::channel(Cuts::default());
         let pids = Arc::new(Mutex::new(vec![None; listen.len()]));
         let mut relays = JoinSet::new();
         for (callee, (listener, target)) in listeners.into_iter().zip(listen).enumerate() {
@@ -59,7 +65,13 @@ impl Links {
 
     /// Cuts these links, and no others.
     pub(crate) fn cut(&self, links: &[(usize, usize)]) {
-        self.cuts.send_replace(links.to_vec());
+        self.cuts.send_replace(Cuts { links: links.to_vec(), calls: Vec::new() });
+    }
+
+    /// Cuts what these call each other for, as (caller, callee), and nothing else: a caller goes without answers, but is
+    /// still called and answers.
+    pub(crate) fn cut_calls(&self, calls: &[(usize, usize)]) {
+        self.cuts.send_replace(Cuts { links: Vec::new(), calls: calls.to_vec() });
     }
 
     /// Cuts a node off all others, both ways.
@@ -89,34 +101,36 @@ async fn relay(
             // A caller that has gone already, or one that is no member: nothing to relay.
             let Some(caller) = caller else { return };
             // A connection can be made only where both directions work.
-            if !open(&mut cuts.clone(), (caller, callee)).await || !open(&mut cuts.clone(), (callee, caller)).await {
+            let call = (caller, callee);
+            if !open(&mut cuts.clone(), call, call).await || !open(&mut cuts.clone(), (callee, caller), call).await {
                 return;
             }
             let Ok(outbound) = TcpStream::connect(target).await else { return };
             let (_, _) = (inbound.set_nodelay(true), outbound.set_nodelay(true));
             let ((in_read, in_write), (out_read, out_write)) = (inbound.into_split(), outbound.into_split());
             tokio::select! {
-                () = pump(in_read, out_write, (caller, callee), cuts.clone()) => {}
-                () = pump(out_read, in_write, (callee, caller), cuts) => {}
+                () = pump(in_read, out_write, call, call, cuts.clone()) => {}
+                () = pump(out_read, in_write, (callee, caller), call, cuts) => {}
             }
         });
     }
 }
 
-/// Waits until a link is open; false if the test is over.
-async fn open(cuts: &mut watch::Receiver<Cuts>, link: (usize, usize)) -> bool {
-    cuts.wait_for(|cuts| !cuts.contains(&link)).await.is_ok()
+/// Waits until a link is open for a connection; false if the test is over.
+async fn open(cuts: &mut watch::Receiver<Cuts>, link: (usize, usize), call: (usize, usize)) -> bool {
+    cuts.wait_for(|cuts| !cuts.links.contains(&link) && !cuts.calls.contains(&call)).await.is_ok()
 }
 
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     link: (usize, usize),
+    call: (usize, usize),
     mut cuts: watch::Receiver<Cuts>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if !open(&mut cuts, link).await || to.write_all(&buffer[..read]).await.is_err() {
+        if !open(&mut cuts, link, call).await || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

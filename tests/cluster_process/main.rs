@@ -6,10 +6,14 @@
 
 mod crashes;
 mod cuts;
+mod disk;
 mod disk_failures;
+mod durability;
 mod forming;
 mod links;
 mod load;
 mod process;
 mod rebuilding;
 mod refusals;
+mod snapshot_order;
+mod trace;

@@ -174,6 +174,20 @@ async fn openrafts_suite_passes_over_the_real_pair() {
     Suite::test_all(Builder).await.unwrap();
 }
 
+/// The first try finds `/dev/full` where its temporary file would be.
+#[tokio::test]
+async fn a_snapshot_that_found_no_room_is_tried_again_until_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pair = Pair::open(dir.path()).await.unwrap();
+    pair.write(entries(1, 0..20), 19).await;
+    let temporary = dir.path().join("snapshots/1-19.snapshot.tmp");
+    std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
+    let written = pair.snapshot().await;
+    assert!(written.ends_with("1-19.snapshot"), "{}", written.display());
+    assert!(!temporary.exists(), "the first try was elsewhere");
+    pair.close().await;
+}
+
 #[tokio::test]
 async fn a_state_that_the_log_agrees_with_is_used_as_it_is() {
     let dir = tempfile::tempdir().unwrap();

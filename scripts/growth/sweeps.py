@@ -13,7 +13,7 @@ COLORS = {"put": plot.BLUE, "get": plot.GREEN, "stale": plot.ORANGE, "mixed": pl
 SWEEP_BYTES = 256 << 20
 SWEEP_KEYS_MAX = 20_000
 # What nodes are told to cache in the section that compares their memory with it, and how much more they may take.
-CACHES_MIB = {"--log-cache-bytes": 64, "--state-cache-bytes": 640, "--value-cache-bytes": 512}
+CACHES_MIB = {"--log-cache-bytes": 64, "--state-cache-bytes": 640, "--value-cache-bytes": 512, "--write-buffer-bytes": 256}
 MEMORY_SPARE_MIB = 300
 # How far a full store may be from an empty one.
 LOADED_SHARE_MIN = 0.75

@@ -214,7 +214,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
             cache_bytes: tuning.log_cache_bytes,
             ..LogConfig::default()
         },
-        state: StateConfig { cache_bytes: bytes(tuning.value_cache_bytes), ..StateConfig::default() },
+        state: StateConfig::new(bytes(tuning.write_buffer_bytes), bytes(tuning.value_cache_bytes)),
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,
     };

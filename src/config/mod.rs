@@ -50,6 +50,9 @@ const SNAPSHOT_LOG_PARTS: u64 = 4;
 /// The largest log file, in bytes: the newest one is in memory too.
 const LOG_CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// The smallest write buffer, in bytes: it must hold what the largest transactions write.
+const WRITE_BUFFER_BYTES_MIN: Size = Size(16 * 1024 * 1024);
+
 /// The smallest cache that works, in bytes.
 const CACHE_BYTES_MIN: Size = Size::mib(1);
 
@@ -141,6 +144,8 @@ pub struct Tuning {
     pub state_cache_bytes: u64,
     /// Memory for latest values, in bytes.
     pub value_cache_bytes: u64,
+    /// Memory for applied writes that do not stand in the state on disk yet, in bytes.
+    pub write_buffer_bytes: u64,
     /// Threads that serve requests.
     pub runtime_threads: usize,
 }
@@ -347,6 +352,7 @@ fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {
     let cache =
         |flag, given: Option<Size>, default| in_range(flag, given.unwrap_or(default), CACHE_BYTES_MIN, unlimited);
     let snapshot_log = settings.snapshot_log_bytes.unwrap_or(Size::mib(256));
+    let write_buffer = settings.write_buffer_bytes.unwrap_or(Size::mib(256));
     let runtime_threads = settings.runtime_threads.unwrap_or_else(default_threads);
     if runtime_threads == 0 || runtime_threads > RUNTIME_THREADS_MAX {
         return invalid(format!("--runtime-threads is {runtime_threads}; it must be 1 to {RUNTIME_THREADS_MAX}"));
@@ -364,6 +370,7 @@ fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {
         log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
         state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(640))?,
         value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(512))?,
+        write_buffer_bytes: in_range("write-buffer-bytes", write_buffer, WRITE_BUFFER_BYTES_MIN, unlimited)?,
         runtime_threads,
     })
 }

@@ -117,6 +117,15 @@ pub struct Settings {
         help_heading = "Tuning"
     )]
     pub value_cache_bytes: Option<Size>,
+    /// Memory for applied writes on their way to the state on disk [default: 256MiB]
+    #[arg(
+        long,
+        env = "QUORATE_WRITE_BUFFER_BYTES",
+        hide_env_values = true,
+        value_name = "SIZE",
+        help_heading = "Tuning"
+    )]
+    pub write_buffer_bytes: Option<Size>,
     /// Threads that serve requests [default: 1 on up to two cores, otherwise half the cores, at most 8]
     #[arg(
         long,
@@ -179,6 +188,7 @@ impl Settings {
             log_cache_bytes: self.log_cache_bytes.or(fallback.log_cache_bytes),
             state_cache_bytes: self.state_cache_bytes.or(fallback.state_cache_bytes),
             value_cache_bytes: self.value_cache_bytes.or(fallback.value_cache_bytes),
+            write_buffer_bytes: self.write_buffer_bytes.or(fallback.write_buffer_bytes),
             runtime_threads: self.runtime_threads.or(fallback.runtime_threads),
         }
     }

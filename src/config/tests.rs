@@ -38,7 +38,7 @@ fn every_setting_can_stand_in_the_file() {
         "client_addr = '0.0.0.0:80'\npeer_addr = '0.0.0.0:81'\nadvertise_client_url = 'http://h1:80'\n\
          advertise_peer_addr = 'h1:81'\nzone = 'dc1'\ninitial_cluster = 'n1=h1:81,n2=h2:81'\nrtt = '80ms'\n\
          log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_cache_bytes = '2MiB'\n\
-         state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nruntime_threads = 3\nconnections_max = 5\nconnections_per_ip_max = 4\n\
+         state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nwrite_buffer_bytes = '32MiB'\nruntime_threads = 3\nconnections_max = 5\nconnections_per_ip_max = 4\n\
          in_flight_bytes_max = '64MiB'\nwrite_time_target = '2s'",
     )
     .unwrap();
@@ -55,6 +55,7 @@ fn every_setting_can_stand_in_the_file() {
         log_cache_bytes: 2 << 20,
         state_cache_bytes: 3 << 20,
         value_cache_bytes: 4 << 20,
+        write_buffer_bytes: 32 << 20,
         runtime_threads: 3,
     };
     assert_eq!(config.tuning, expected);
@@ -119,6 +120,7 @@ fn contradictions_are_refused_with_a_way_out() {
         ("value_bytes_max = '1GiB'", "--value-bytes-max is 1GiB; it must be at most"),
         ("snapshot_log_bytes = 1", "it must be at least 64KiB"),
         ("log_cache_bytes = 1", "it must be at least 1MiB"),
+        ("write_buffer_bytes = '1MiB'", "it must be at least 16MiB"),
         ("runtime_threads = 0", "it must be 1 to 256"),
         ("connections_max = 0", "it must be 1 to 1000000"),
         ("in_flight_bytes_max = '1MiB'", "it must be at least 16MiB"),

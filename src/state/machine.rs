@@ -29,10 +29,23 @@ pub struct StateConfig {
     pub cache_bytes: usize,
 }
 
+/// The part of the overlay's memory at which a checkpoint begins. A larger one would write less in all, since a checkpoint
+/// writes nearly every page of a state that changes all over; but what comes in meanwhile must have room.
+const CHECKPOINT_PART: usize = 4;
+
+impl StateConfig {
+    /// With so many bytes for the overlay and for the cache of newest values.
+    #[must_use]
+    pub fn new(overlay_bytes: usize, cache_bytes: usize) -> Self {
+        Self { overlay_bytes_soft: overlay_bytes / CHECKPOINT_PART, overlay_bytes_hard: overlay_bytes, cache_bytes }
+    }
+}
+
 impl Default for StateConfig {
+    /// 256 MiB for the overlay, 64 MiB for newest values.
     fn default() -> Self {
         const MIB: usize = 1024 * 1024;
-        Self { overlay_bytes_soft: 32 * MIB, overlay_bytes_hard: 128 * MIB, cache_bytes: 64 * MIB }
+        Self::new(256 * MIB, 64 * MIB)
     }
 }
 

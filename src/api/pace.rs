@@ -47,11 +47,11 @@ const LATE_SHARE: usize = 100;
 const SLOW_SHARE: usize = 20;
 
 /// From this much of the memory for what waits for the disk on the limit shrinks, in percent ...
-const BACKLOG_NOTED: usize = 40;
+const BACKLOG_NOTED: usize = 50;
 
 /// ... and from this much on it is at its least, and large work is not even taken alone. The rest is for what other nodes
 /// have taken meanwhile: each looks at its own memory, but a write waits for the leader's.
-const BACKLOG_FULL: usize = 65;
+const BACKLOG_FULL: usize = 72;
 
 /// The limit and what is under way.
 #[derive(Debug)]
@@ -105,8 +105,9 @@ impl Pace {
     pub(super) fn begin(&self, bytes: usize, backlog: usize) -> Result<Work<'_>, EdgeError> {
         let bytes = bytes.saturating_add(WORK_BYTES);
         let limit = self.limit.load(Relaxed);
+        let span = BACKLOG_FULL - BACKLOG_NOTED;
         let left = BACKLOG_FULL.saturating_sub(backlog.max(BACKLOG_NOTED));
-        let allowed = (limit / (BACKLOG_FULL - BACKLOG_NOTED) * left).clamp(LEAST_LIMIT.min(limit), limit);
+        let allowed = (limit - limit / span * (span - left)).clamp(LEAST_LIMIT.min(limit), limit);
         let fits = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= allowed || taken == 0 && left > 0);
         match self.taken.fetch_update(Relaxed, Relaxed, fits) {
             Ok(others) => {

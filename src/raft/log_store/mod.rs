@@ -105,7 +105,7 @@ impl Default for LogConfig {
             chunk_bytes: 64 * 1024 * 1024,
             cache_bytes: 64 * 1024 * 1024,
             cache_entries: 65_536,
-            flush_wait: Duration::from_micros(2),
+            flush_wait: Duration::from_micros(20),
         }
     }
 }

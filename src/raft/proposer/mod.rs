@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 #[cfg(test)]
-pub(super) use self::rounds::OWN_ROUNDS_MAX;
-use self::rounds::ProposerLoop;
+pub(super) use self::rounds::{OWN_FURTHER_MIN, OWN_ROUNDS_MAX};
+use self::rounds::{ProposerLoop, Queue};
 use self::sender::RoundSender;
 use super::leadership::{Leader, Leadership};
 use super::metrics::ProposerMetrics;
@@ -128,6 +128,8 @@ impl Drop for WaitingBytes {
 #[derive(Clone)]
 pub(super) struct Proposer {
     queue: mpsc::Sender<Group>,
+    /// How many commands are in the queue.
+    queued: Arc<AtomicUsize>,
     waiting_bytes: Arc<AtomicUsize>,
     leadership: Leadership,
 }
@@ -142,9 +144,10 @@ impl Proposer {
         shutdown: CancellationToken,
     ) -> (Self, ProposerLoop) {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
+        let queued = Arc::new(AtomicUsize::new(0));
         let sender = RoundSender { raft, peers, metrics };
-        let driver = ProposerLoop::new(sender, leadership.clone(), waiting, shutdown);
-        (Self { queue, waiting_bytes: Arc::default(), leadership }, driver)
+        let driver = ProposerLoop::new(sender, leadership.clone(), Queue::new(waiting, queued.clone()), shutdown);
+        (Self { queue, queued, waiting_bytes: Arc::default(), leadership }, driver)
     }
 
     /// Proposes commands and waits for their outcomes, one each, no longer than to `deadline`.
@@ -167,9 +170,15 @@ impl Proposer {
         let size = WaitingBytes::take(bytes, &self.waiting_bytes).ok_or(ProposeError::Overloaded)?;
         let reply_bytes = commands.iter().map(reply_weight).sum();
         let group = Group { commands, size, reply_bytes, may_forward, deadline, stage: stage.clone(), reply };
-        self.queue.try_send(group).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopping,
+        // Counted before it can be taken out.
+        let count = group.commands.len();
+        self.queued.fetch_add(count, Ordering::Relaxed);
+        self.queue.try_send(group).map_err(|error| {
+            self.queued.fetch_sub(count, Ordering::Relaxed);
+            match error {
+                mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => ProposeError::Stopping,
+            }
         })?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,

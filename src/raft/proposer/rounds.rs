@@ -1,13 +1,16 @@
 //! When rounds begin: everything that waits goes into the next one, and few are in flight at once.
 //!
-//! One round at a time leaves disk and network idle in turn; many small ones cost a commit round of CPU each. So a further
-//! round begins beside those in flight only once it would be as full as the last: with few clients, whose rounds are small
-//! anyway, nobody waits for a round that is not theirs, and under load rounds stay full.
+//! One round at a time leaves disk and network idle in turn; many small ones cost a commit round of CPU each, which reads
+//! then lack. So a further round begins beside those in flight only once it would be as full as the last, and if that is
+//! not few commands. Measured with 64 clients on two cores: puts +25 % over one round at a time; 9 reads for each put −20 %
+//! without the least size, and as before with it.
 //!
 //! Guarantees: a group whose caller has stopped waiting is not proposed any more. Leaves out: how a round is sent
 //! (`sender`).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,9 +29,15 @@ use crate::types::NodeId;
 /// three no more than two.
 pub(in crate::raft) const OWN_ROUNDS_MAX: usize = 2;
 
+/// The least commands in a further round into this node's own log.
+pub(in crate::raft) const OWN_FURTHER_MIN: usize = 16;
+
 /// The most rounds in flight to a leader. A forwarded round waits for a round of the leader to end before its own begins, so
 /// with one in flight a command waits for up to four: two or three gave 15 to 25 % more than one.
 const FORWARDED_ROUNDS_MAX: usize = 3;
+
+/// The least commands in a further round to a leader, which merges it with others.
+const FORWARDED_FURTHER_MIN: usize = 4;
 
 /// The most rounds that are left to themselves because the leadership moved away from where they went. One more is waited
 /// for.
@@ -67,7 +76,7 @@ struct InFlight {
     reign: u64,
     /// How many rounds of this reign are on their way; those of former ones were left to themselves.
     current: usize,
-    /// How many groups went into the last round.
+    /// How many commands went into the last round.
     last: usize,
 }
 
@@ -80,15 +89,15 @@ impl InFlight {
         }
     }
 
-    /// Whether another round may begin, if so many groups wait for it.
+    /// Whether another round may begin, if so many commands wait for it.
     fn has_room(&self, waiting: usize) -> bool {
-        let limit = match self.to {
-            Some(Destination::Own) => OWN_ROUNDS_MAX,
-            Some(Destination::Other(_)) => FORWARDED_ROUNDS_MAX,
-            None => 1,
+        let (limit, least) = match self.to {
+            Some(Destination::Own) => (OWN_ROUNDS_MAX, OWN_FURTHER_MIN),
+            Some(Destination::Other(_)) => (FORWARDED_ROUNDS_MAX, FORWARDED_FURTHER_MIN),
+            None => (1, 1),
         };
         let left = self.rounds.len() - self.current;
-        let full = self.current == 0 || waiting >= self.last;
+        let full = self.current == 0 || waiting >= self.last.max(least);
         self.current < limit && left <= LEFT_ROUNDS_MAX && full
     }
 
@@ -97,7 +106,7 @@ impl InFlight {
         self.has_room(usize::MAX)
     }
 
-    /// Begins a round of so many groups.
+    /// Begins a round of so many commands.
     fn begin(&mut self, size: usize, round: impl Future<Output = Vec<Group>> + Send + 'static) {
         let reign = self.reign;
         self.last = size;
@@ -113,13 +122,72 @@ impl InFlight {
     }
 }
 
+/// What was submitted, and what is tried again.
+pub(super) struct Queue {
+    submitted: mpsc::Receiver<Group>,
+    /// How many commands were submitted and not taken yet.
+    count: Arc<AtomicUsize>,
+    /// What goes before: groups that are tried again, and at most one that did not fit into the last round.
+    first: VecDeque<Group>,
+}
+
+impl Queue {
+    pub(super) fn new(submitted: mpsc::Receiver<Group>, count: Arc<AtomicUsize>) -> Self {
+        Self { submitted, count, first: VecDeque::new() }
+    }
+
+    /// How many commands wait.
+    fn commands(&self) -> usize {
+        let first: usize = self.first.iter().map(|group| group.commands.len()).sum();
+        first + self.count.load(Ordering::Relaxed)
+    }
+
+    /// Waits for another group, and keeps it; `false` if there will be none.
+    async fn more(&mut self) -> bool {
+        let Some(group) = self.submitted.recv().await else { return false };
+        self.count.fetch_sub(group.commands.len(), Ordering::Relaxed);
+        self.first.push_back(group);
+        true
+    }
+
+    fn pop(&mut self) -> Option<Group> {
+        self.first.pop_front().or_else(|| {
+            let group = self.submitted.try_recv().ok()?;
+            self.count.fetch_sub(group.commands.len(), Ordering::Relaxed);
+            Some(group)
+        })
+    }
+
+    /// Everything that waits and is still wanted, up to the size of an entry.
+    fn take(&mut self) -> Vec<Group> {
+        let now = clock::now();
+        self.first.retain(|group| group.is_wanted(now));
+        let (mut commands, mut bytes, mut reply_bytes) = (0, 0, 0);
+        let mut groups: Vec<Group> = Vec::new();
+        while let Some(group) = self.pop() {
+            if !group.is_wanted(now) {
+                continue;
+            }
+            commands += group.commands.len();
+            bytes += group.size.bytes;
+            reply_bytes += group.reply_bytes;
+            let full =
+                commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_TARGET || reply_bytes > ENTRY_REPLY_BYTES_TARGET;
+            if !groups.is_empty() && full {
+                self.first.push_front(group);
+                break;
+            }
+            groups.push(group);
+        }
+        groups
+    }
+}
+
 /// The single task that makes rounds.
 pub(in crate::raft) struct ProposerLoop {
     sender: RoundSender,
     leadership: Leadership,
-    waiting: mpsc::Receiver<Group>,
-    /// What goes before the queue: groups that are tried again, and at most one that did not fit into the last round.
-    ready: VecDeque<Group>,
+    queue: Queue,
     in_flight: InFlight,
     /// Until when nothing is tried again, unless the leadership changes before.
     pause: Option<Instant>,
@@ -127,14 +195,8 @@ pub(in crate::raft) struct ProposerLoop {
 }
 
 impl ProposerLoop {
-    pub(super) fn new(
-        sender: RoundSender,
-        leadership: Leadership,
-        waiting: mpsc::Receiver<Group>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (ready, in_flight) = (VecDeque::new(), InFlight::default());
-        Self { sender, leadership, waiting, ready, in_flight, pause: None, shutdown }
+    pub(super) fn new(sender: RoundSender, leadership: Leadership, queue: Queue, shutdown: CancellationToken) -> Self {
+        Self { sender, leadership, queue, in_flight: InFlight::default(), pause: None, shutdown }
     }
 
     pub(in crate::raft) async fn run(mut self) {
@@ -155,9 +217,8 @@ impl ProposerLoop {
                 Leader::Other(id, _) => self.in_flight.turn_to(Destination::Other(*id)),
                 Leader::None => {}
             }
-            let room = self.pause.is_none() && self.in_flight.has_room(self.ready.len() + self.waiting.len());
-            if room {
-                let groups = self.take();
+            if self.pause.is_none() && self.in_flight.has_room(self.queue.commands()) {
+                let groups = self.queue.take();
                 if !groups.is_empty() {
                     self.begin(leader, groups);
                     continue;
@@ -168,9 +229,8 @@ impl ProposerLoop {
                 again = self.in_flight.end() => self.try_again(again),
                 () = changes.changed() => self.pause = None,
                 () = pause_end(self.pause), if paused => self.pause = None,
-                group = self.waiting.recv(), if !paused && self.in_flight.awaits_more() => match group {
-                    Some(group) => self.ready.push_back(group),
-                    None => return,
+                more = self.queue.more(), if !paused && self.in_flight.awaits_more() => if !more {
+                    return;
                 },
             }
         }
@@ -179,11 +239,12 @@ impl ProposerLoop {
     /// Begins a round with these groups.
     fn begin(&mut self, leader: Leader, groups: Vec<Group>) {
         let sender = self.sender.clone();
+        let size = groups.iter().map(|group| group.commands.len()).sum();
         match leader {
-            Leader::Me => self.in_flight.begin(groups.len(), sender.propose(groups)),
+            Leader::Me => self.in_flight.begin(size, sender.propose(groups)),
             Leader::Other(id, member) => {
                 let groups = refuse_forwarded(groups, Some(id));
-                self.in_flight.begin(groups.len(), sender.forward(id, member.peer_addr, groups));
+                self.in_flight.begin(size, sender.forward(id, member.peer_addr, groups));
             }
             Leader::None => self.try_again(refuse_forwarded(groups, None)),
         }
@@ -192,33 +253,9 @@ impl ProposerLoop {
     /// Keeps what surely was not proposed for after a pause.
     fn try_again(&mut self, groups: Vec<Group>) {
         if !groups.is_empty() {
-            self.ready.extend(groups);
+            self.queue.first.extend(groups);
             self.pause = Some(clock::now() + RETRY_PAUSE);
         }
-    }
-
-    /// Everything that waits, up to the size of an entry.
-    fn take(&mut self) -> Vec<Group> {
-        let now = clock::now();
-        self.ready.retain(|group| group.is_wanted(now));
-        let (mut commands, mut bytes, mut reply_bytes) = (0, 0, 0);
-        let mut groups: Vec<Group> = Vec::new();
-        while let Some(group) = self.ready.pop_front().or_else(|| self.waiting.try_recv().ok()) {
-            if !group.is_wanted(now) {
-                continue;
-            }
-            commands += group.commands.len();
-            bytes += group.size.bytes;
-            reply_bytes += group.reply_bytes;
-            let full =
-                commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_TARGET || reply_bytes > ENTRY_REPLY_BYTES_TARGET;
-            if !groups.is_empty() && full {
-                self.ready.push_front(group);
-                break;
-            }
-            groups.push(group);
-        }
-        groups
     }
 }
 
@@ -249,6 +286,17 @@ mod tests {
         assert!(!rounds.has_room(19) && rounds.awaits_more());
         begin(&mut rounds, 20);
         assert!(!rounds.has_room(1_000) && !rounds.awaits_more());
+    }
+
+    #[test]
+    fn few_commands_wait_for_the_end_of_the_round_before() {
+        let mut rounds = InFlight::default();
+        rounds.turn_to(Destination::Own);
+        begin(&mut rounds, 1);
+        assert!(!rounds.has_room(OWN_FURTHER_MIN - 1) && rounds.has_room(OWN_FURTHER_MIN));
+        rounds.turn_to(LEADER);
+        begin(&mut rounds, 1);
+        assert!(!rounds.has_room(FORWARDED_FURTHER_MIN - 1) && rounds.has_room(FORWARDED_FURTHER_MIN));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use super::*;
 use crate::raft::messages::{ForwardRefusal, Request, Response};
 use crate::raft::network::Peers;
-use crate::raft::proposer::OWN_ROUNDS_MAX;
+use crate::raft::proposer::{OWN_FURTHER_MIN, OWN_ROUNDS_MAX};
 use crate::state::Batch;
 use crate::types::LogIndex;
 
@@ -13,7 +13,7 @@ fn is_unknown(result: &Result<Outcome, ProposeError>) -> bool {
     matches!(result, Err(ProposeError::Unknown(_)))
 }
 
-/// Has a leader that can't reach its quorum put as many entries into its log as may be in flight, one command each.
+/// Has a leader that can't reach its quorum put as many entries into its log as may be in flight.
 async fn fill_rounds(
     leader: RaftNode,
     deadline: crate::clock::Instant,
@@ -24,8 +24,11 @@ async fn fill_rounds(
     };
     let mut proposed = Vec::new();
     for round in 1..=OWN_ROUNDS_MAX {
-        let node = leader.clone();
-        proposed.push(tokio::spawn(async move { node.propose(put(&format!("in-log-{round}"), "v"), deadline).await }));
+        // The first waits for nobody, a further one until it is worth while.
+        for at in 0..if round == 1 { 1 } else { OWN_FURTHER_MIN } {
+            let (node, name) = (leader.clone(), format!("in-log-{round}-{at}"));
+            proposed.push(tokio::spawn(async move { node.propose(put(&name, "v"), deadline).await }));
+        }
         until("it is in the log", || uncommitted() >= round as u64).await;
     }
     proposed

@@ -52,7 +52,8 @@ pub(super) async fn read(
         Ok(share) => share,
         Err(error) => return Err(refuse(body, expects, error).await),
     };
-    match tokio::time::timeout(time, gather(&mut body, limit, &mut share)).await {
+    let most = declared.upper().map_or(limit, |bytes| limit.min(bytes as usize));
+    match tokio::time::timeout(time, gather(&mut body, limit, most, &mut share)).await {
         Ok(Ok(bytes)) => Ok(Held { bytes, _share: share }),
         Ok(Err(error @ (EdgeError::BodyTooLarge { .. } | EdgeError::Busy(_)))) => {
             drop(share);
@@ -64,8 +65,9 @@ pub(super) async fn read(
     }
 }
 
-/// The data of all frames. A body in one frame, as small ones are, is not copied.
-async fn gather(body: &mut Body, limit: usize, share: &mut Pass) -> Result<Bytes, EdgeError> {
+/// The data of all frames, of which there are at most `most` bytes if the body is as declared. A body in one frame, as small
+/// ones are, is not copied.
+async fn gather(body: &mut Body, limit: usize, most: usize, share: &mut Pass) -> Result<Bytes, EdgeError> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -75,8 +77,9 @@ async fn gather(body: &mut Body, limit: usize, share: &mut Pass) -> Result<Bytes
             return Err(EdgeError::BodyTooLarge { limit });
         }
         if sum > share.size() {
-            // Doubling keeps both the reservations and the copies few.
-            share.grow(share.size().max(sum - share.size()))?;
+            // Doubling keeps both the reservations and the copies few; no more than what is to come is set aside.
+            let wanted = (2 * share.size()).min(most).max(sum);
+            share.grow(wanted - share.size())?;
         }
         if first.is_empty() {
             first = data;

@@ -69,7 +69,7 @@ impl Default for ApiConfig {
             value_bytes_max: VALUE_BYTES_MAX,
             connections_max: 4_096,
             connections_per_ip_max: 1_024,
-            spare_connections: 64,
+            spare_connections: 512,
             in_flight_max: 2_048,
             in_flight_bytes_max: 128 * 1024 * 1024,
             answer_bytes_max: 128 * 1024 * 1024,

@@ -49,8 +49,8 @@ const ENTRY_COMMANDS_MAX: usize = 1_024;
 /// An entry is not filled beyond this many bytes; a single larger command still gets its own.
 const ENTRY_BYTES_TARGET: usize = 1024 * 1024;
 
-/// An entry is not filled beyond commands that may be answered with this many bytes, by [`reply_weight`]: half of what one
-/// message of the leader to a follower carries back.
+/// An entry is not filled beyond commands that may be answered with this many bytes, by `payload::reply_weight`: half of
+/// what one message of the leader to a follower carries back.
 const ENTRY_REPLY_BYTES_TARGET: usize = FRAME_BYTES_MAX / 2;
 
 /// How long to wait before trying again where a leader was expected but refused.

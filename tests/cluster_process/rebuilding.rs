@@ -174,7 +174,14 @@ async fn a_node_that_can_not_be_rebuilt_says_so() {
     let mut cluster = Cluster::start(&Settings::flags(&SNAPSHOTS)).await;
     let load = Load::start(&cluster.endpoints(), WRITERS);
     let at = cluster.follower().await;
+    let oldest = files(&cluster.nodes[at].dir.join("log")).into_iter().find(|file| holds_log(file)).unwrap();
     purged_beyond(&cluster, at, 0).await;
+    // It knows of the purge before its disk does; what was purged is gone once the disk does.
+    let deadline = Instant::now() + PATIENCE;
+    while oldest.exists() {
+        assert!(Instant::now() < deadline, "{} is not removed", oldest.display());
+        sleep(POLL).await;
+    }
     cluster.nodes[at].kill();
     load.stop().await;
     snapshot_files(&cluster.nodes[at].dir).iter().for_each(|file| flip(file));
@@ -186,7 +193,11 @@ async fn a_node_that_can_not_be_rebuilt_says_so() {
 
 /// The newest chunk of a node's log.
 fn chunk(dir: &Path) -> PathBuf {
-    files(&dir.join("log")).into_iter().rfind(|file| fs::metadata(file).unwrap().len() > 0).unwrap()
+    files(&dir.join("log")).into_iter().rfind(|file| holds_log(file)).unwrap()
+}
+
+fn holds_log(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

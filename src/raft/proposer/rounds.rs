@@ -3,7 +3,7 @@
 //! One round at a time leaves disk and network idle in turn; many small ones cost a commit round of CPU each, which reads
 //! then lack. So a further round begins beside those in flight only once it would be as full as the last, and if that is
 //! not few commands. Measured with 64 clients on two cores: puts +25 % over one round at a time; 9 reads for each put −20 %
-//! without the least size, and as before with it.
+//! without the least size. With it those were not slower than before, though in another build: `docs/performance.md`.
 //!
 //! Guarantees: a group whose caller has stopped waiting is not proposed any more. Leaves out: how a round is sent
 //! (`sender`).

@@ -273,7 +273,8 @@ impl SnapshotStore {
             created_at,
         };
         let path = self.path_of(&meta);
-        let summary = snapshot::write(&path, &meta, pinned.records())?;
+        let keys = pinned.keys().map_err(snapshot::WriteError::Records)?;
+        let summary = snapshot::write(&path, &meta, keys, pinned.records())?;
         let handle = SnapshotHandle::new(path, meta, summary.file_bytes, Some(summary.sha256), self.cluster)?;
         self.add(handle.clone());
         Ok(handle)

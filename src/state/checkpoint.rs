@@ -1,19 +1,23 @@
 //! The checkpointer: moves the overlay to the engine, off the path of writes.
 //!
-//! A checkpoint freezes the active layer, writes its versions, its change index and its pointers in sorted batches, then
-//! alone in a last batch the marker, and flushes. Guarantees: the engine's marker never runs ahead of its records; a crash
-//! in between leaves records above the marker, which reading passes over and replay writes again, bit by bit the same
-//! (etcd 3.5.0 lost consistency where data and applied index parted ways). Leaves out: the thread (`raft/`).
+//! A checkpoint freezes the active layer, writes its records and its pointers in sorted batches, then alone in a last
+//! batch the marker, and flushes. Guarantees: the engine's marker never runs ahead of its records; a crash
+//! in between leaves records above the marker, which reading passes over and replay writes again, with links that may
+//! differ but lead to the same versions (etcd 3.5.0 lost consistency where data and applied index parted ways). Leaves out: the thread (`raft/`).
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::record::VersionedRecord;
-use super::schema::{Applied, StorageKey, stored_key};
-use super::store::{Frozen, Store};
+use super::chain::{Links, Place};
+use super::history;
+use super::overlay::{Layer, Version};
+use super::rows::{encode_pointer, encode_record, parts};
+use super::schema::{Applied, StorageKey};
+use super::store::Store;
 use crate::storage::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Write};
+use crate::types::Revision;
 
 /// The most writes in a batch. Tests write tiny ones, so as to be interrupted between any two of many.
 const BATCH_WRITES_MAX: usize = if cfg!(test) { 3 } else { BATCH_OPERATIONS_MAX };
@@ -90,7 +94,9 @@ impl Checkpointer {
         let frozen = self.store.freeze();
         let (records, mut bytes) = (frozen.layer.len(), 0);
         if *frozen.applied != **durable {
-            bytes = write_layer(&*self.store.engine, &frozen)?;
+            let mut writer = BatchWriter::new(&*self.store.engine);
+            write_layer(&mut writer, &frozen.layer, durable.revision)?;
+            bytes = writer.put_marker(&frozen.applied)?;
             self.store.engine.flush()?;
             *durable = Arc::clone(&frozen.applied);
         }
@@ -103,23 +109,39 @@ impl Checkpointer {
     }
 }
 
-/// Writes a layer, the marker last; returns the bytes written.
-fn write_layer(engine: &dyn Engine, frozen: &Frozen) -> Result<usize, Error> {
-    let Frozen { layer, applied } = frozen;
-    let mut writer = BatchWriter::new(engine);
+/// Writes the records of a layer behind the parts of their values, and behind them its pointers. What the engine has from above the revision `sound` was
+/// left behind by an interrupted checkpoint.
+pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Revision) -> Result<(), Error> {
+    let mut rows: Vec<(Place, &Bytes, &Version, Links)> = Vec::with_capacity(layer.len());
+    let mut chains = Vec::new();
     for (key, versions) in layer.iter() {
+        let mut chain = history::chain_at(writer.engine, key, sound)?;
         for version in versions.as_slice() {
-            let (revision, sub, change) = (version.revision, version.sub, version.change.clone());
-            writer.put_history(&VersionedRecord { key: stored_key(key.clone())?, revision, sub, change })?;
+            let place = version.place();
+            if let Some(newest) = chain.newest()
+                && newest.revision >= place.revision
+            {
+                let (key, before) = (key.escape_ascii(), newest.revision);
+                return Err(Error::Damaged(format!("revision {} of {key} comes behind {before}", place.revision)));
+            }
+            rows.push((place, key, version, chain.append(place)));
+        }
+        chains.push(chain);
+    }
+    rows.sort_unstable_by_key(|row| row.0);
+    for (place, _, version, _) in &rows {
+        for (part, bytes) in (0..).zip(parts(&version.change)) {
+            writer.put(StorageKey::Part { place: *place, part }, bytes)?;
         }
     }
-    for (revision, sub, key) in layer.changes_from(crate::types::Revision::ZERO) {
-        writer.put(StorageKey::Change { revision: *revision, sub: *sub }, key.clone())?;
+    for (place, key, version, links) in rows {
+        writer.put(StorageKey::Record(place), Bytes::from(encode_record(key, &version.change, links)))?;
     }
-    for (key, versions) in layer.iter() {
-        writer.put(StorageKey::Latest { key }, Bytes::from(versions.newest().pointer().encode()))?;
+    for ((key, versions), chain) in layer.iter().zip(chains) {
+        let pointer = encode_pointer(&versions.newest().change, chain);
+        writer.put(StorageKey::Latest { key }, Bytes::from(pointer))?;
     }
-    writer.put_marker(applied)
+    writer.commit()
 }
 
 /// Collects writes into batches.
@@ -141,17 +163,6 @@ impl<'a> BatchWriter<'a> {
         self.batch_bytes += key.len() + value.len();
         self.batch.push(Write::Put(key, value));
         if self.batch.len() >= BATCH_WRITES_MAX || self.batch_bytes >= BATCH_BYTES_MAX { self.commit() } else { Ok(()) }
-    }
-
-    /// Adds a version.
-    pub(super) fn put_history(&mut self, record: &VersionedRecord) -> Result<(), Error> {
-        let key = StorageKey::History { key: record.key.as_bytes(), revision: record.revision };
-        self.put(key, Bytes::from(record.encode_body()))
-    }
-
-    /// Where the writes go.
-    pub(super) fn engine(&self) -> &'a dyn Engine {
-        self.engine
     }
 
     /// Commits what is left.

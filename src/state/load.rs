@@ -6,20 +6,15 @@
 
 use std::ops::Bound;
 
-use bytes::Bytes;
-
-use super::checkpoint::BatchWriter;
+use super::checkpoint::{BatchWriter, write_layer};
+use super::overlay::Layer;
 use super::record::VersionedRecord;
-use super::schema::{Applied, Pointer, StorageKey};
+use super::schema::Applied;
 use crate::storage::{Engine, Error, Order, Scan};
-use crate::types::{Key, Revision};
+use crate::types::Revision;
 
-/// Rows of the change index come in the order of keys, but are written in the order of revisions: so many bytes of them
-/// are sorted at a time.
-const CHANGES_CHUNK_BYTES: usize = 64 * 1024 * 1024;
-
-/// What a row waiting to be sorted takes beside its key, in bytes.
-const CHANGE_ROW_BYTES: usize = std::mem::size_of::<(Revision, u32, Bytes)>();
+/// So much of what came is sorted and written at a time, in bytes of memory by estimate.
+const CHUNK_BYTES: usize = if cfg!(test) { 2_000 } else { 64 * 1024 * 1024 };
 
 /// Why an engine was not filled. It has no marker then: throw it away.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +28,6 @@ pub enum LoadError<E> {
     /// There is something in the engine.
     #[error("the engine is not empty; load into a new one")]
     NotEmpty,
-    /// The records are not in the order of key and revision.
-    #[error("revision {revision} of {key} is out of order; records must be sorted by key and revision")]
-    OutOfOrder {
-        /// The first that is not behind the one before it.
-        key: Key,
-        /// Its revision.
-        revision: Revision,
-    },
     /// The records are not those of the state they should be.
     #[error(
         "the records do not make up the state: hash {found:032x} at revision {found_revision}, \
@@ -58,8 +45,8 @@ pub enum LoadError<E> {
     },
 }
 
-/// Fills an empty engine with the records of a state, sorted by key and revision as
-/// [`PinnedState::records`](super::PinnedState::records) gives them, and makes it durable.
+/// Fills an empty engine with the records of a state and makes it durable. Of each key an older version must come before
+/// a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older snapshots.
 ///
 /// # Errors
 /// [`LoadError`]; the engine is of no use then.
@@ -68,110 +55,35 @@ pub fn load<E>(
     applied: &Applied,
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<(), LoadError<E>> {
-    let all = Scan {
-        start: Bound::Unbounded,
-        end: Bound::Unbounded,
-        order: Order::Ascending,
-        limit: 1,
-        bytes_max: CHANGES_CHUNK_BYTES,
-    };
+    let all = Scan { start: Bound::Unbounded, end: Bound::Unbounded, order: Order::Ascending, limit: 1, bytes_max: 1 };
     if !engine.scan(all)?.is_empty() {
         return Err(LoadError::NotEmpty);
     }
-    let mut loader = Loader::new(engine);
+    let mut writer = BatchWriter::new(engine);
+    // Whatever is in there came from these records.
+    let sound = Revision::new(u64::MAX);
+    let (mut layer, mut hash, mut newest) = (Layer::default(), 0_u128, Revision::ZERO);
     for record in records {
-        loader.take(record.map_err(LoadError::Records)?)?;
-    }
-    loader.finish(applied)
-}
-
-/// Three streams of batches, each sorted by itself.
-struct Loader<'a> {
-    history: BatchWriter<'a>,
-    pointers: BatchWriter<'a>,
-    index: BatchWriter<'a>,
-    /// Rows of the change index that were not written yet.
-    changes: Vec<(Revision, u32, Bytes)>,
-    changes_bytes: usize,
-    /// The last key, and the pointer to the last version of it.
-    last: Option<(Key, Pointer)>,
-    hash: u128,
-    newest: Revision,
-}
-
-impl<'a> Loader<'a> {
-    fn new(engine: &'a dyn Engine) -> Self {
-        Self {
-            history: BatchWriter::new(engine),
-            pointers: BatchWriter::new(engine),
-            index: BatchWriter::new(engine),
-            changes: Vec::new(),
-            changes_bytes: 0,
-            last: None,
-            hash: 0,
-            newest: Revision::ZERO,
+        let record = record.map_err(LoadError::Records)?;
+        hash = hash.wrapping_add(record.hash());
+        newest = newest.max(record.revision);
+        layer.insert(record);
+        if layer.bytes() >= CHUNK_BYTES {
+            write_layer(&mut writer, &std::mem::take(&mut layer), sound)?;
         }
     }
-
-    fn take<E>(&mut self, record: VersionedRecord) -> Result<(), LoadError<E>> {
-        let VersionedRecord { key, revision, sub, change } = &record;
-        if let Some((last, pointer)) = &self.last {
-            if (key, *revision) <= (last, pointer.meta.mod_revision) {
-                return Err(LoadError::OutOfOrder { key: key.clone(), revision: *revision });
-            }
-            if key != last {
-                self.put_pointer()?;
-            }
-        }
-        self.history.put_history(&record)?;
-        self.hash = self.hash.wrapping_add(record.hash());
-        self.newest = self.newest.max(*revision);
-        self.last = Some((key.clone(), Pointer::to(*revision, change)));
-        self.changes_bytes += key.as_bytes().len() + CHANGE_ROW_BYTES;
-        self.changes.push((*revision, *sub, key.as_bytes().clone()));
-        if self.changes_bytes >= CHANGES_CHUNK_BYTES {
-            self.put_changes()?;
-        }
-        Ok(())
+    write_layer(&mut writer, &layer, sound)?;
+    // Compaction may have removed the newest change, if that was a delete; nothing else explains its absence.
+    let complete = newest == applied.revision || (newest < applied.revision && applied.compacted >= applied.revision);
+    if hash != applied.hash || !complete {
+        return Err(LoadError::Mismatch {
+            found: hash,
+            found_revision: newest,
+            expected: applied.hash,
+            expected_revision: applied.revision,
+        });
     }
-
-    fn put_pointer(&mut self) -> Result<(), Error> {
-        match self.last.take() {
-            Some((key, pointer)) => {
-                let value = Bytes::from(pointer.encode());
-                self.pointers.put(StorageKey::Latest { key: key.as_bytes() }, value)
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn put_changes(&mut self) -> Result<(), Error> {
-        self.changes.sort_unstable();
-        self.changes_bytes = 0;
-        for (revision, sub, key) in self.changes.drain(..) {
-            self.index.put(StorageKey::Change { revision, sub }, key)?;
-        }
-        self.index.commit()
-    }
-
-    fn finish<E>(mut self, applied: &Applied) -> Result<(), LoadError<E>> {
-        // Compaction may have removed the newest change, if that was a delete; nothing else explains its absence.
-        let complete = self.newest == applied.revision
-            || (self.newest < applied.revision && applied.compacted >= applied.revision);
-        if self.hash != applied.hash || !complete {
-            return Err(LoadError::Mismatch {
-                found: self.hash,
-                found_revision: self.newest,
-                expected: applied.hash,
-                expected_revision: applied.revision,
-            });
-        }
-        self.put_pointer()?;
-        self.put_changes()?;
-        self.history.commit()?;
-        let engine = self.history.engine();
-        self.pointers.put_marker(applied)?;
-        engine.flush()?;
-        Ok(())
-    }
+    writer.put_marker(applied)?;
+    engine.flush()?;
+    Ok(())
 }

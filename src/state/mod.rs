@@ -5,14 +5,17 @@
 //! in checkpoints; readers see both as one. Leaves out: the log and its order, threads, clocks, clients.
 
 mod cache;
+mod chain;
 mod checkpoint;
 mod command;
+mod history;
 mod load;
 mod machine;
 mod overlay;
 mod pinned;
 mod reader;
 mod record;
+mod rows;
 mod scan;
 mod schema;
 pub mod snapshot;
@@ -31,7 +34,7 @@ pub use load::{LoadError, load};
 pub use machine::{StateConfig, StateMachine};
 pub use pinned::PinnedState;
 pub use reader::StateReader;
-pub use record::{Change, MalformedRecord, VersionedRecord};
+pub use record::{Change, VersionedRecord};
 pub use schema::Applied;
 pub use txn::{REPLY_OVERHEAD_BYTES, TXN_REPLY_BYTES_MAX};
 pub use view::{Page, RangeRead, StateView, ViewError};

@@ -9,8 +9,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+use super::chain::Place;
 use super::record::{Change, VersionedRecord};
-use super::schema::Pointer;
 use crate::storage::Order;
 use crate::types::Revision;
 
@@ -35,9 +35,9 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// The version without its value.
-    pub(super) fn pointer(&self) -> Pointer {
-        Pointer::to(self.revision, &self.change)
+    /// Where its record stands.
+    pub(super) fn place(&self) -> Place {
+        Place { revision: self.revision, sub: self.sub }
     }
 }
 
@@ -94,8 +94,8 @@ impl Versions {
 #[derive(Debug, Default)]
 pub(super) struct Layer {
     keys: BTreeMap<Bytes, Versions>,
-    /// The change index, by `(revision, sub)`. Revisions only rise, so it is sorted by construction.
-    changes: Vec<(Revision, u32, Bytes)>,
+    /// The keys in the order of their records. Revisions only rise, so it is sorted by construction.
+    changes: Vec<(Place, Bytes)>,
     bytes: usize,
 }
 
@@ -105,7 +105,7 @@ impl Layer {
         self.bytes += record.payload_len() + RECORD_OVERHEAD_BYTES;
         let VersionedRecord { key, revision, sub, change } = record;
         let key = key.into_bytes();
-        self.changes.push((revision, sub, key.clone()));
+        self.changes.push((Place { revision, sub }, key.clone()));
         let version = Version { revision, sub, change };
         match self.keys.entry(key) {
             std::collections::btree_map::Entry::Vacant(entry) => {
@@ -146,9 +146,14 @@ impl Layer {
         self.keys.iter()
     }
 
-    /// The change index from a revision on.
-    pub(super) fn changes_from(&self, from: Revision) -> &[(Revision, u32, Bytes)] {
+    /// The keys in the order of their records, from a place on.
+    pub(super) fn changes_from(&self, from: Place) -> &[(Place, Bytes)] {
         &self.changes[self.changes.partition_point(|row| row.0 < from)..]
+    }
+
+    /// The first place; `None` if there are no records.
+    pub(super) fn first(&self) -> Option<Place> {
+        self.changes.first().map(|row| row.0)
     }
 
     /// How many records there are.
@@ -191,12 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn the_change_index_starts_at_the_revision_asked_for() {
+    fn changes_start_at_the_place_asked_for() {
         let mut layer = Layer::default();
         for (key, revision) in [("b", 3), ("a", 5), ("b", 9)] {
             layer.insert(put(key, revision));
         }
-        let from = |at| layer.changes_from(Revision::new(at)).iter().map(|row| row.0.get()).collect::<Vec<_>>();
+        let from = |at| {
+            let rows = layer.changes_from(Place::first_of(Revision::new(at)));
+            rows.iter().map(|row| row.0.revision.get()).collect::<Vec<_>>()
+        };
         assert_eq!([from(0), from(4), from(9), from(10)], [vec![3, 5, 9], vec![5, 9], vec![9], vec![]]);
         assert_eq!((layer.len(), layer.bytes()), (3, 3 * (11 + RECORD_OVERHEAD_BYTES)));
     }

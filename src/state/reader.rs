@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::record::VersionedRecord;
-use super::scan;
+use super::scan::ChangeScan;
 use super::schema::Applied;
 use super::store::Store;
 use super::view::{StateView, ViewError};
@@ -87,6 +87,14 @@ impl StateReader {
     /// The local disk failed.
     pub fn changes(&self, from: Revision, to: Revision, limit: usize) -> Result<Vec<VersionedRecord>, Error> {
         let published = self.store.published.load().revision;
-        scan::changes(&self.store, from, to.min(published), limit)
+        let mut records: Vec<VersionedRecord> = Vec::new();
+        for record in ChangeScan::new(&self.store, from, to.min(published)) {
+            let record = record?;
+            if records.len() >= limit && records.last().is_none_or(|last| last.revision < record.revision) {
+                break;
+            }
+            records.push(record);
+        }
+        Ok(records)
     }
 }

@@ -1,8 +1,8 @@
 //! One version of one key: the immutable record everything else is built from.
 //!
 //! Guarantees: a record's hash depends on every field and on nothing else, and the hash of a state is the wrapping sum of
-//! its records' hashes, so it can be kept incrementally and does not depend on order. The encoded form begins with a format
-//! byte. Leaves out: where records are kept (`schema`, `store`) and how they are packed in files (`snapshot`).
+//! its records' hashes, so it can be kept incrementally and does not depend on order. Leaves out: where
+//! records are kept (`schema`, `rows`, `store`) and how they are packed in files (`snapshot`).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -42,14 +42,6 @@ pub enum Change {
     Delete,
 }
 
-/// The format byte of an encoded record.
-const RECORD_FORMAT: u8 = 1;
-
-/// Why stored bytes are no record.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a stored record can't be decoded: {0}")]
-pub struct MalformedRecord(pub String);
-
 impl VersionedRecord {
     /// What the API tells of the value; `None` for a delete.
     #[must_use]
@@ -60,55 +52,6 @@ impl VersionedRecord {
             }
             Change::Delete => None,
         }
-    }
-
-    /// The stored form of everything but key and revision, which stand in the storage key.
-    #[must_use]
-    pub fn encode_body(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(32 + self.value_len());
-        out.push(RECORD_FORMAT);
-        out.extend_from_slice(&self.sub.to_be_bytes());
-        match &self.change {
-            Change::Delete => out.push(0),
-            Change::Put { create_revision, version, lease, value } => {
-                out.push(1);
-                for number in [create_revision.get(), *version, lease.get()] {
-                    out.extend_from_slice(&number.to_be_bytes());
-                }
-                out.extend_from_slice(value);
-            }
-        }
-        out
-    }
-
-    /// Reads what [`Self::encode_body`] wrote; the value shares the memory of `body`.
-    ///
-    /// # Errors
-    /// [`MalformedRecord`] if the bytes are cut, of an unknown format or of an unknown kind.
-    pub fn decode_body(key: Key, revision: Revision, body: &Bytes) -> Result<Self, MalformedRecord> {
-        let malformed = || MalformedRecord(format!("{} bytes: {:02x?}", body.len(), &body[..body.len().min(8)]));
-        let number = |at: usize| -> Option<u64> { Some(u64::from_be_bytes(body.get(at..at + 8)?.try_into().ok()?)) };
-        let parse = || -> Option<(u32, Change)> {
-            if *body.first()? != RECORD_FORMAT {
-                return None;
-            }
-            let sub = u32::from_be_bytes(body.get(1..5)?.try_into().ok()?);
-            match *body.get(5)? {
-                0 if body.len() == 6 => Some((sub, Change::Delete)),
-                1 => {
-                    let change = Change::Put {
-                        create_revision: Revision::new(number(6)?),
-                        version: number(14)?,
-                        lease: LeaseId::new(number(22)?),
-                        value: body.slice(30..),
-                    };
-                    Some((sub, change))
-                }
-                _ => None,
-            }
-        };
-        let (sub, change) = parse().ok_or_else(malformed)?;
-        Ok(Self { key, revision, sub, change })
     }
 
     /// This record's share of the state hash: XXH3-128 over every field, lengths included.
@@ -162,34 +105,6 @@ mod tests {
                 value: Bytes::from_static(value),
             },
         }
-    }
-
-    fn round_trip(record: &VersionedRecord) -> VersionedRecord {
-        let body = Bytes::from(record.encode_body());
-        VersionedRecord::decode_body(record.key.clone(), record.revision, &body).unwrap()
-    }
-
-    #[test]
-    fn records_come_back() {
-        for record in [put(b"value"), put(b""), VersionedRecord { change: Change::Delete, ..put(b"") }] {
-            assert_eq!(round_trip(&record), record);
-        }
-    }
-
-    #[test]
-    fn cut_and_foreign_bodies_are_refused() {
-        let body = Bytes::from(put(b"").encode_body());
-        for len in 0..body.len() {
-            assert!(VersionedRecord::decode_body(put(b"").key, Revision::ZERO, &body.slice(..len)).is_err());
-        }
-        let foreign = Bytes::from_static(&[9; 40]);
-        assert!(VersionedRecord::decode_body(put(b"").key, Revision::ZERO, &foreign).is_err());
-    }
-
-    #[test]
-    fn the_bytes_of_format_one_stay_readable() {
-        let body = Bytes::from_static(b"\x01\0\0\0\x02\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05value");
-        assert_eq!(VersionedRecord::decode_body(put(b"").key, Revision::new(9), &body), Ok(put(b"value")));
     }
 
     #[test]

@@ -1,22 +1,22 @@
 //! Ranges over overlay and engine together.
 //!
-//! Both scans read in chunks: first the layers under a short lock, then, without it, the engine over the part the layers
-//! covered. Guarantees: exact at the revision asked for, though neither the engine's scan nor the whole read is a snapshot
-//! (records never change, and go from overlay to engine, in which order they are looked at); every step of work is paid
-//! for by a key passed, so a range costs the same whatever the lengths of its histories. Leaves out: pages (`view`).
+//! Both scans read in chunks: first the layers under a short lock, then, without it, the engine. Guarantees: exact at the
+//! revision asked for, though neither the engine's scan nor the whole read is a snapshot (records never change, and go
+//! from overlay to engine, in which order they are looked at); a range of the newest state costs the same whatever the
+//! lengths of its histories, one of an older state a search in the history of each key that changed since. Leaves out:
+//! pages (`view`).
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
 
+use super::chain::Place;
+use super::history;
 use super::overlay::Bounds;
 use super::record::VersionedRecord;
-use super::schema::{
-    HISTORY_START, Pointer, StorageKey, decode_change_key, decode_history_key, decode_latest_key, stored_key,
-    stored_record,
-};
-use super::store::{Live, Store};
+use super::rows::{Pointer, decode_record};
+use super::schema::{StorageKey, decode_latest_key, decode_record_key, stored_key};
+use super::store::{Layers, Live, Store};
 use crate::storage::{Error, Order, Scan};
 use crate::types::{KeyRange, Revision};
 
@@ -26,8 +26,8 @@ const CHUNK_KEYS_MIN: usize = if cfg!(test) { 1 } else { 16 };
 const CHUNK_KEYS_MAX: usize = if cfg!(test) { 4 } else { 512 };
 /// The most bytes that one scan of the engine for pointers returns; a few more by the last pair.
 const POINTER_CHUNK_BYTES_MAX: usize = 1024 * 1024;
-/// The most bytes that one scan of the engine for versions returns; a few more by the last pair.
-const HISTORY_CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most bytes that one scan of the engine for records returns; a few more by the last pair.
+const RECORD_CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a chunk knows of a key.
 enum Candidate {
@@ -157,104 +157,97 @@ fn narrow(bounds: &mut Bounds, last: Bytes, order: Order) {
     }
 }
 
-/// Every version up to a revision, by key and revision.
-pub(super) struct HistoryScan<'a> {
+/// The records from one revision to another, both included, in the order in which they were made.
+pub(super) struct ChangeScan<'a> {
     store: &'a Store,
-    at: Revision,
-    /// The last version passed; `None` at the start.
-    passed: Option<(Bytes, Revision)>,
-    ended: bool,
+    /// What comes next; `None` at the end.
+    next: Option<Place>,
+    to: Revision,
     ready: std::vec::IntoIter<VersionedRecord>,
 }
 
-impl<'a> HistoryScan<'a> {
-    pub(super) fn new(store: &'a Store, at: Revision) -> Self {
-        Self { store, at, passed: None, ended: false, ready: Vec::new().into_iter() }
+impl<'a> ChangeScan<'a> {
+    /// Starts. Everything up to `to` must have been applied.
+    pub(super) fn new(store: &'a Store, from: Revision, to: Revision) -> Self {
+        Self { store, next: Some(Place::first_of(from)), to, ready: Vec::new().into_iter() }
     }
 
-    /// Reads the next chunk.
-    fn fill(&mut self) -> Result<(), Error> {
-        let mut found = Vec::new();
-        let mut last = self.read_layers(&mut found)?;
-        let pairs = self.scan_versions(last.as_ref())?;
-        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let cut = pairs.len() >= CHUNK_KEYS_MAX || bytes >= HISTORY_CHUNK_BYTES_MAX;
-        for (key, body) in &pairs {
-            let (key, revision) = decode_history_key(key)?;
-            if revision <= self.at {
-                found.push(stored_record(key, revision, body)?);
+    /// Reads the next chunk. Every record stands either in the engine or, from the oldest one there on, in the overlay;
+    /// those that move meanwhile are in both.
+    fn fill(&mut self, from: Place) -> Result<(), Error> {
+        let mut chunk: Vec<VersionedRecord> = Vec::new();
+        let end = {
+            let layers = self.store.layers();
+            match layers.first() {
+                Some(first) if first <= from => {
+                    self.read_layers(&layers, from, &mut chunk)?;
+                    None
+                }
+                Some(first) => Some(first.min(Place::first_of(self.to.next()))),
+                None => Some(Place::first_of(self.to.next())),
             }
-        }
-        if cut && let Some((key, _)) = pairs.last() {
-            last = Some(decode_history_key(key)?);
-        }
-        found.sort_by(|a, b| place(a).cmp(&place(b)));
-        found.dedup_by(|later, kept| place(later) == place(kept));
-        match &last {
-            Some((key, revision)) => found.retain(|record| place(record) <= (key, *revision)),
-            None => self.ended = true,
-        }
-        self.passed = last;
-        self.ready = found.into_iter();
+        };
+        let cut = match end {
+            None => chunk.len() >= CHUNK_KEYS_MAX,
+            Some(end) => self.read_engine(from, end, &mut chunk)?,
+        };
+        self.next = match end {
+            _ if cut => chunk.last().map(|last| Place { revision: last.revision, sub: last.sub }.next()),
+            // Behind the engine's records come those of the overlay.
+            Some(end) => Some(end),
+            None => None,
+        };
+        self.ready = chunk.into_iter();
         Ok(())
     }
 
-    /// Reads a chunk of the overlay; returns up to where, `None` for the end.
-    fn read_layers(&self, found: &mut Vec<VersionedRecord>) -> Result<Option<(Bytes, Revision)>, Error> {
-        let mut last: Option<(Bytes, Revision)> = None;
-        let layers = self.store.layers();
-        for layer in layers.newest_first() {
-            let start = self.passed.as_ref().map_or(Bound::Unbounded, |(key, _)| Bound::Included(key.clone()));
-            let end = last.as_ref().map_or(Bound::Unbounded, |(key, _)| Bound::Included(key.clone()));
-            let mut steps = 0;
-            'layer: for (key, versions) in layer.range(&(start, end), Order::Ascending) {
-                let versions = versions.as_slice();
-                let done = match &self.passed {
-                    Some((passed, revision)) if passed == key => *revision,
-                    _ => Revision::ZERO,
-                };
-                let from = versions.partition_point(|version| version.revision <= done);
-                for version in versions[from..].iter().take_while(|version| version.revision <= self.at) {
-                    let (revision, sub, change) = (version.revision, version.sub, version.change.clone());
-                    found.push(VersionedRecord { key: stored_key(key.clone())?, revision, sub, change });
-                    steps += 1;
-                    if steps >= CHUNK_KEYS_MAX {
-                        last = earlier(last, (key.clone(), revision));
-                        break 'layer;
-                    }
+    /// Reads a chunk of the overlay.
+    fn read_layers(&self, layers: &Layers, from: Place, chunk: &mut Vec<VersionedRecord>) -> Result<(), Error> {
+        for layer in layers.oldest_first() {
+            for (place, key) in layer.changes_from(from).iter().take_while(|row| row.0.revision <= self.to) {
+                if chunk.len() >= CHUNK_KEYS_MAX {
+                    return Ok(());
                 }
-                // A key without a version wanted is a step too.
-                steps += 1;
-                if steps >= CHUNK_KEYS_MAX {
-                    last = earlier(last, (key.clone(), self.at));
-                    break;
+                let Place { revision, sub } = *place;
+                if let Some(version) = layer.version(key, revision) {
+                    let change = version.change.clone();
+                    chunk.push(VersionedRecord { key: stored_key(key.clone())?, revision, sub, change });
                 }
             }
         }
-        Ok(last)
+        Ok(())
     }
 
-    fn scan_versions(&self, last: Option<&(Bytes, Revision)>) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        let encode = |(key, revision): &(Bytes, Revision)| StorageKey::History { key, revision: *revision }.encode();
-        let start =
-            self.passed.as_ref().map_or(Bound::Included(HISTORY_START.to_vec()), |at| Bound::Excluded(encode(at)));
-        let end = last.map_or(Bound::Excluded(StorageKey::HistoryEnd.encode()), |at| Bound::Included(encode(at)));
-        if let (Bound::Excluded(start), Bound::Included(end)) = (&start, &end)
-            && start >= end
-        {
-            return Ok(Vec::new());
+    /// Reads a chunk of the engine; tells whether there may be more before the end.
+    fn read_engine(&self, from: Place, end: Place, chunk: &mut Vec<VersionedRecord>) -> Result<bool, Error> {
+        if from >= end {
+            return Ok(false);
         }
-        self.store.engine.scan(Scan {
-            start: start.as_ref().map(|key| &key[..]),
-            end: end.as_ref().map(|key| &key[..]),
+        let (start, end) = (StorageKey::Record(from).encode(), StorageKey::Record(end).encode());
+        let pairs = self.store.engine.scan(Scan {
+            start: Bound::Included(&start),
+            end: Bound::Excluded(&end),
             order: Order::Ascending,
             limit: CHUNK_KEYS_MAX,
-            bytes_max: HISTORY_CHUNK_BYTES_MAX,
-        })
+            bytes_max: RECORD_CHUNK_BYTES_MAX,
+        })?;
+        let mut bytes = 0;
+        for (key, body) in &pairs {
+            let (engine, place) = (&*self.store.engine, decode_record_key(key)?);
+            let record = decode_record(place, body, |len| history::value_apart(engine, place, len))?.record;
+            bytes += record.payload_len();
+            chunk.push(record);
+            if bytes >= RECORD_CHUNK_BYTES_MAX {
+                return Ok(true);
+            }
+        }
+        // The engine may have ended early by the same bound, counted with what stands around the records.
+        let scanned: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        Ok(pairs.len() >= CHUNK_KEYS_MAX || scanned >= RECORD_CHUNK_BYTES_MAX)
     }
 }
 
-impl Iterator for HistoryScan<'_> {
+impl Iterator for ChangeScan<'_> {
     type Item = Result<VersionedRecord, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -262,110 +255,11 @@ impl Iterator for HistoryScan<'_> {
             if let Some(record) = self.ready.next() {
                 return Some(Ok(record));
             }
-            if self.ended {
-                return None;
-            }
-            if let Err(error) = self.fill() {
-                self.ended = true;
+            let from = self.next.take().filter(|from| from.revision <= self.to)?;
+            if let Err(error) = self.fill(from) {
+                self.next = None;
                 return Some(Err(error));
             }
-        }
-    }
-}
-
-fn place(record: &VersionedRecord) -> (&Bytes, Revision) {
-    (record.key.as_bytes(), record.revision)
-}
-
-fn earlier(known: Option<(Bytes, Revision)>, new: (Bytes, Revision)) -> Option<(Bytes, Revision)> {
-    Some(known.map_or(new.clone(), |known| known.min(new)))
-}
-
-/// A row of the change index.
-enum Row {
-    /// From the overlay.
-    Record(VersionedRecord),
-    /// From the engine, which has the record too.
-    InEngine(Bytes),
-}
-
-/// The changes from one revision to another, both included, in order of `(revision, sub)`: at least `limit` if there are
-/// as many, and never a part of a revision.
-pub(super) fn changes(
-    store: &Store,
-    from: Revision,
-    to: Revision,
-    limit: usize,
-) -> Result<Vec<VersionedRecord>, Error> {
-    let mut rows: BTreeMap<(Revision, u32), Row> = BTreeMap::new();
-    let mut to = to;
-    if limit == 0 || from > to {
-        return Ok(Vec::new());
-    }
-    {
-        let layers = store.layers();
-        let mut oldest_first: Vec<_> = layers.newest_first().collect();
-        oldest_first.reverse();
-        'layers: for layer in oldest_first {
-            for (revision, sub, key) in layer.changes_from(from).iter().take_while(|row| row.0 <= to) {
-                // Whole revisions: stop only where one begins.
-                if rows.len() >= limit && rows.last_key_value().is_some_and(|(row, _)| row.0 < *revision) {
-                    to = Revision::new(revision.get() - 1);
-                    break 'layers;
-                }
-                let Some(version) = layer.version(key, *revision) else { continue };
-                let (key, change) = (stored_key(key.clone())?, version.change.clone());
-                let record = VersionedRecord { key, revision: *revision, sub: *sub, change };
-                rows.insert((*revision, *sub), Row::Record(record));
-            }
-        }
-    }
-    engine_changes(store, from, to, limit, &mut rows)?;
-    let mut records: Vec<VersionedRecord> = Vec::with_capacity(rows.len().min(limit));
-    for ((revision, _), row) in rows {
-        if records.len() >= limit && records.last().is_some_and(|record| record.revision < revision) {
-            break;
-        }
-        records.push(match row {
-            Row::Record(record) => record,
-            Row::InEngine(key) => store.engine_version(key, revision)?,
-        });
-    }
-    Ok(records)
-}
-
-/// Adds the engine's rows up to `to`, or as many as make `limit` whole, to those of the overlay.
-fn engine_changes(
-    store: &Store,
-    from: Revision,
-    to: Revision,
-    limit: usize,
-    rows: &mut BTreeMap<(Revision, u32), Row>,
-) -> Result<(), Error> {
-    let end = StorageKey::Change { revision: to, sub: u32::MAX }.encode();
-    let mut start = Bound::Included(StorageKey::Change { revision: from, sub: 0 }.encode());
-    let mut engine_rows = 0;
-    loop {
-        let pairs = store.engine.scan(Scan {
-            start: start.as_ref().map(|key| &key[..]),
-            end: Bound::Included(&end),
-            order: Order::Ascending,
-            limit: CHUNK_KEYS_MAX,
-            bytes_max: POINTER_CHUNK_BYTES_MAX,
-        })?;
-        let Some((last_key, _)) = pairs.last() else { return Ok(()) };
-        let (last, _) = decode_change_key(last_key)?;
-        start = Bound::Excluded(last_key.to_vec());
-        for (row, key) in &pairs {
-            let (revision, sub) = decode_change_key(row)?;
-            // Those of the last revision may go on in the next chunk: they don't count as whole yet.
-            engine_rows += usize::from(revision < last);
-            rows.entry((revision, sub)).or_insert_with(|| Row::InEngine(key.clone()));
-        }
-        if engine_rows >= limit {
-            // What is left of a cut revision, and everything behind it, is for the next call.
-            drop(rows.split_off(&(last, 0)));
-            return Ok(());
         }
     }
 }

@@ -5,7 +5,6 @@
 //! the checkpointer does meanwhile; what the engine holds from above the revision read at is passed over; no lock is held
 //! while the engine is asked. Leaves out: ranges (`scan`), what is written (`txn`), moving (`checkpoint`).
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -13,16 +12,16 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::cache::{CachedRecord, LatestCache};
+use super::chain::Place;
 use super::command::RecordMeta;
+use super::history;
 use super::machine::StateConfig;
 use super::overlay::{Layer, Version};
 use super::record::{Change, VersionedRecord};
-use super::schema::{Applied, Pointer, StorageKey, decode_history_key, stored_record};
-use crate::storage::{Engine, Error, Order, Scan};
+use super::rows::Pointer;
+use super::schema::{Applied, StorageKey};
+use crate::storage::{Engine, Error};
 use crate::types::Revision;
-
-/// The most bytes that a scan for one record asks for: it has a single pair, so any number does.
-const ONE_RECORD_BYTES_MAX: usize = 1;
 
 /// Everything that writer, readers and checkpointer share.
 pub(super) struct Store {
@@ -73,6 +72,16 @@ impl Layers {
         std::iter::once(&self.active).chain(self.frozen.as_ref().map(|frozen| &frozen.layer))
     }
 
+    /// The layers, oldest first: their records follow each other without a gap.
+    pub(super) fn oldest_first(&self) -> impl Iterator<Item = &Layer> {
+        self.frozen.as_ref().map(|frozen| &frozen.layer).into_iter().chain(std::iter::once(&self.active))
+    }
+
+    /// The place of the oldest record; `None` if there are none. Every applied record from there on is here.
+    pub(super) fn first(&self) -> Option<Place> {
+        self.oldest_first().find_map(Layer::first)
+    }
+
     fn bytes(&self) -> usize {
         self.newest_first().map(Layer::bytes).sum()
     }
@@ -90,9 +99,9 @@ pub(super) struct Live {
 pub(super) enum Value {
     /// Here.
     Here(Bytes),
-    /// In the engine, as the version that its pointer names. With a generation it is worth caching: that of the overlay
-    /// before the pointer was read.
-    Engine { generation: Option<u64> },
+    /// In the engine, as the record that the pointer names: that of `mod_revision` with this `sub`. With a generation it
+    /// is worth caching: that of the overlay before the pointer was read.
+    Engine { sub: u32, generation: Option<u64> },
 }
 
 impl Live {
@@ -161,34 +170,20 @@ impl Store {
         generation: Option<u64>,
     ) -> Result<Option<Live>, Error> {
         if pointer.meta.mod_revision > at {
-            return self.search_history(key, at);
+            let engine = &*self.engine;
+            let Some(place) = history::search(engine, key, &pointer.chain, at)? else { return Ok(None) };
+            return Ok(Live::from_version(place.revision, &history::record(engine, key, place)?.change));
         }
-        Ok((!pointer.deleted).then_some(Live { meta: pointer.meta, value: Value::Engine { generation } }))
-    }
-
-    /// The engine's newest version of a key at or below a revision, by a seek.
-    fn search_history(&self, key: &[u8], at: Revision) -> Result<Option<Live>, Error> {
-        let first = StorageKey::History { key, revision: Revision::ZERO }.encode();
-        let last = StorageKey::History { key, revision: at }.encode();
-        let found = self.engine.scan(Scan {
-            start: Bound::Included(&first),
-            end: Bound::Included(&last),
-            order: Order::Descending,
-            limit: 1,
-            bytes_max: ONE_RECORD_BYTES_MAX,
-        })?;
-        let Some((storage_key, body)) = found.into_iter().next() else { return Ok(None) };
-        let (_, revision) = decode_history_key(&storage_key)?;
-        let record = stored_record(Bytes::copy_from_slice(key), revision, &body)?;
-        Ok(Live::from_version(revision, &record.change))
+        let value = Value::Engine { sub: pointer.sub, generation };
+        Ok((!pointer.deleted).then_some(Live { meta: pointer.meta, value }))
     }
 
     /// The value itself, from the engine where it is there.
     pub(super) fn value(&self, key: &[u8], live: Live) -> Result<Bytes, Error> {
         let Live { meta, value } = live;
-        let generation = match value {
+        let (sub, generation) = match value {
             Value::Here(value) => return Ok(value),
-            Value::Engine { generation } => generation,
+            Value::Engine { sub, generation } => (sub, generation),
         };
         if generation.is_none()
             && let Some(cached) = self.cache.get(key)
@@ -196,8 +191,8 @@ impl Store {
         {
             return Ok(cached.value);
         }
-        let key = Bytes::copy_from_slice(key);
-        let record = self.engine_version(key.clone(), meta.mod_revision)?;
+        let place = Place { revision: meta.mod_revision, sub };
+        let record = history::record(&*self.engine, key, place)?;
         let Change::Put { value, .. } = record.change else {
             return Err(Error::Damaged(format!("{} has a pointer to a put, but a delete in its place", record.key)));
         };
@@ -205,18 +200,10 @@ impl Store {
             let layers = self.layers.read();
             // Held until the entry is in: see `cache` for why.
             if layers.generation == generation {
-                self.cache.set(key, CachedRecord { meta, value: value.clone() });
+                self.cache.set(record.key.into_bytes(), CachedRecord { meta, value: value.clone() });
             }
         }
         Ok(value)
-    }
-
-    /// A version that is known to be in the engine.
-    pub(super) fn engine_version(&self, key: Bytes, revision: Revision) -> Result<VersionedRecord, Error> {
-        match self.engine.get(&StorageKey::History { key: &key, revision }.encode())? {
-            Some(body) => stored_record(key, revision, &body),
-            None => Err(Error::Damaged(format!("revision {revision} of {} is missing", key.escape_ascii()))),
-        }
     }
 
     /// Takes the records of one command, all at once; tells whether the active layer has just outgrown the soft limit.

@@ -16,12 +16,14 @@ use openraft::type_config::TypeConfigExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::codec::framed;
 use crate::raft::log_store::LogConfig;
 use crate::raft::metrics::StateMetrics;
 use crate::raft::state_store::{StateAccess, StateStore};
 use crate::raft::types::{Entry, LeaderId, Payload, TypeConfig};
 use crate::raft::{Fatal, RaftConfig, RaftIdentity, RaftNode, Timers};
 use crate::state::{Batch, Command, Operation, Principal, Txn, TxnOp};
+use crate::storage::{Engine as _, Write};
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
 use crate::types::{ClusterId, Key, LeaseId, NodeId, Revision, Term, WallTime};
@@ -339,6 +341,30 @@ async fn an_engine_that_does_not_open_is_rebuilt() {
     let engine = dir.path().join("state").join(generation.to_string());
     fs::remove_dir_all(&engine).unwrap();
     fs::write(&engine, "no engine").unwrap();
+    let pair = Pair::open(dir.path()).await.unwrap();
+    assert_eq!((pair.applied(), pair.revision()), (Some(19), Revision::new(20)));
+    assert!(pair.generation > generation);
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_state_in_the_format_of_an_older_program_is_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pair = Pair::open(dir.path()).await.unwrap();
+    pair.write(entries(1, 0..20), 19).await;
+    pair.snapshot().await;
+    pair.state.checkpoint_now().await;
+    let generation = pair.generation;
+    pair.close().await;
+    {
+        let engine = EngineHome::new(&dir.path().join("state"), 1024 * 1024).open_newest().unwrap();
+        let key = Bytes::from_static(b"\0applied");
+        let marker = engine.get(&key).unwrap().unwrap();
+        let (version, body) = framed::open(*b"QAPL", u8::MAX, &marker).unwrap();
+        let older = framed::seal(*b"QAPL", version - 1, body);
+        engine.commit(vec![Write::Put(key, older.into())]).unwrap();
+        engine.flush().unwrap();
+    }
     let pair = Pair::open(dir.path()).await.unwrap();
     assert_eq!((pair.applied(), pair.revision()), (Some(19), Revision::new(20)));
     assert!(pair.generation > generation);

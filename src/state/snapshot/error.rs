@@ -87,8 +87,8 @@ pub enum WriteError<E> {
     },
     /// A record does not follow its predecessor.
     #[error(
-        "records must rise by key and revision, each pair once: {next} at revision {next_revision} came behind {last} \
-         at revision {last_revision}"
+        "records must rise by revision and the place in it: {next} at revision {next_revision} came behind {last} at \
+         revision {last_revision}"
     )]
     Unsorted {
         /// Key of the record before.

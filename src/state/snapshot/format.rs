@@ -10,7 +10,12 @@ use crate::types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX};
 use crate::types::{Key, LeaseId, Revision};
 
 /// The newest format version, which is the one that is written.
-pub const FORMAT_VERSION: u8 = 1;
+///
+/// | version | records | live keys in the footer |
+/// |---|---|---|
+/// | 1 | by key and revision | follow from the records |
+/// | 2 | by revision and the place in it, as the state has them | as the writer counted them |
+pub const FORMAT_VERSION: u8 = 2;
 
 /// The longest header frame, in bytes; the membership is what varies in it.
 pub const HEADER_BYTES_MAX: usize = 1024 * 1024;

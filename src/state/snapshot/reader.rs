@@ -18,7 +18,7 @@ use super::format::{
     HEADER_BYTES_MAX, HEADER_MAGIC, MAGIC, PREAMBLE_BYTES, RECORD_BYTES_MIN, Records, SECTION_END, SECTION_RECORDS,
     decode_preamble,
 };
-use super::tally::Tally;
+use super::tally::{RecordOrder, Tally};
 use super::{SnapshotError, SnapshotMeta, SnapshotSummary};
 use crate::codec::framed::{self, FrameError};
 use crate::state::VersionedRecord;
@@ -26,7 +26,7 @@ use crate::state::VersionedRecord;
 /// Bytes read from a file at once.
 const READ_BUFFER_BYTES: usize = 1024 * 1024;
 
-/// The records of a snapshot in order of key and revision, verified while they are read.
+/// The records of a snapshot, each key's in order of revision, verified while they are read.
 ///
 /// The last record comes only once the footer has been verified, so whoever got `None` without an `Err` before has the
 /// whole, sound snapshot. After an `Err` there is only `None`. Keys and values share the memory of their block (256 KiB
@@ -77,7 +77,7 @@ impl<R: Read> SnapshotReader<R> {
     /// [`SnapshotError`] if the stream fails or does not begin as a snapshot that this program reads.
     pub fn from_stream(stream: R) -> Result<Self, SnapshotError> {
         let mut source = Source { stream, at: 0, sha256: Sha256::new() };
-        let (meta, chain) = read_header(&mut source)?;
+        let (meta, order, chain) = read_header(&mut source)?;
         let decompressor = Decompressor::new()
             .map_err(|source| SnapshotError::Io { action: "set up decompression".into(), source })?;
         Ok(Self {
@@ -86,7 +86,7 @@ impl<R: Read> SnapshotReader<R> {
             decompressor,
             stored: Vec::new(),
             block: OpenBlock::default(),
-            tally: Tally::default(),
+            tally: Tally::new(order),
             blocks: 0,
             chain,
             held: None,
@@ -148,9 +148,7 @@ impl<R: Read> SnapshotReader<R> {
                 format!("a record has revision {}, the snapshot only revision {}", record.revision, self.meta.revision);
             return Err(SnapshotError::damaged(at_byte, what));
         }
-        self.tally
-            .add(&record)
-            .map_err(|_| SnapshotError::damaged(at_byte, "the records are not in order of key and revision"))?;
+        self.tally.add(&record).map_err(|_| SnapshotError::damaged(at_byte, "the records are not in order"))?;
         Ok(Some(record))
     }
 
@@ -227,7 +225,7 @@ impl<R: Read> SnapshotReader<R> {
         let footer = Footer::decode(&self.stored).ok_or_else(|| damaged("the footer can't be decoded"))?;
         let counted = Footer {
             records: self.tally.records,
-            keys: self.tally.keys(),
+            keys: self.tally.keys().unwrap_or(footer.keys),
             blocks: self.blocks,
             hash: self.tally.hash,
             file_bytes: self.source.at,
@@ -305,8 +303,8 @@ pub fn inspect(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
     SnapshotReader::open(path).map(|reader| reader.meta)
 }
 
-/// Reads preamble and header frame; gives the meta and the checksum over both.
-fn read_header<R: Read>(source: &mut Source<R>) -> Result<(SnapshotMeta, u32), SnapshotError> {
+/// Reads preamble and header frame; gives the meta, how the records follow each other, and the checksum over both.
+fn read_header<R: Read>(source: &mut Source<R>) -> Result<(SnapshotMeta, RecordOrder, u32), SnapshotError> {
     let mut magic = Vec::new();
     source.read_up_to(&mut magic, MAGIC.len())?;
     if !MAGIC.starts_with(&magic) {
@@ -329,11 +327,13 @@ fn read_header<R: Read>(source: &mut Source<R>) -> Result<(SnapshotMeta, u32), S
         FrameError::Newer { found, newest } => SnapshotError::Newer { found, newest },
         error => SnapshotError::damaged(at_byte, format!("header: {error}")),
     })?;
-    if version != FORMAT_VERSION {
-        return Err(SnapshotError::damaged(at_byte, format!("there is no format version {version}")));
-    }
+    let order = match version {
+        1 => RecordOrder::Key,
+        FORMAT_VERSION => RecordOrder::Revision,
+        version => return Err(SnapshotError::damaged(at_byte, format!("there is no format version {version}"))),
+    };
     match postcard::take_from_bytes(body) {
-        Ok((meta, [])) => Ok((meta, crc32c::crc32c_append(crc32c::crc32c(&preamble), &frame))),
+        Ok((meta, [])) => Ok((meta, order, crc32c::crc32c_append(crc32c::crc32c(&preamble), &frame))),
         Ok(_) => Err(SnapshotError::damaged(at_byte, "bytes are left behind the contents of the header")),
         Err(error) => Err(SnapshotError::damaged(at_byte, format!("the header can't be decoded: {error}"))),
     }

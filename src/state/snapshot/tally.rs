@@ -1,4 +1,5 @@
-//! What writer and reader both count while records pass: their order, number, live keys, state hash.
+//! What writer and reader both count while records pass: their order, number, state hash, and live keys where the order
+//! tells them.
 //!
 //! Guarantees: both sides judge by the same rules. Leaves out: bytes and blocks.
 
@@ -6,17 +7,28 @@ use super::SnapshotMeta;
 use crate::state::{Change, VersionedRecord};
 use crate::types::{Key, Revision};
 
+/// How the records of a file follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RecordOrder {
+    /// By key and revision: format version 1.
+    Key,
+    /// By revision and the place in it.
+    Revision,
+}
+
 /// The record that was counted last.
 #[derive(Debug, Clone)]
 pub(super) struct Last {
     pub(super) key: Key,
     pub(super) revision: Revision,
+    sub: u32,
     is_put: bool,
 }
 
 /// Counts over the records so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tally {
+    order: RecordOrder,
     pub(super) records: u64,
     pub(super) hash: u128,
     pub(super) last: Option<Last>,
@@ -26,10 +38,19 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Of no records.
+    pub(super) fn new(order: RecordOrder) -> Self {
+        Self { order, records: 0, hash: 0, last: None, keys_before: 0, greatest: Revision::ZERO }
+    }
+
     /// Counts a record, or gives back the one before if the two are not in order.
     pub(super) fn add(&mut self, record: &VersionedRecord) -> Result<(), Last> {
         if let Some(last) = &self.last {
-            if (&last.key, last.revision) >= (&record.key, record.revision) {
+            let rises = match self.order {
+                RecordOrder::Key => (&last.key, last.revision) < (&record.key, record.revision),
+                RecordOrder::Revision => (last.revision, last.sub) < (record.revision, record.sub),
+            };
+            if !rises {
                 return Err(last.clone());
             }
             // What a key's last version is, is only known once the next key begins.
@@ -41,13 +62,14 @@ impl Tally {
         self.hash = self.hash.wrapping_add(record.hash());
         self.greatest = self.greatest.max(record.revision);
         let is_put = matches!(record.change, Change::Put { .. });
-        self.last = Some(Last { key: record.key.clone(), revision: record.revision, is_put });
+        self.last = Some(Last { key: record.key.clone(), revision: record.revision, sub: record.sub, is_put });
         Ok(())
     }
 
-    /// Live keys among the records so far, taking them for all there are.
-    pub(super) fn keys(&self) -> u64 {
-        self.keys_before + u64::from(self.last.as_ref().is_some_and(|last| last.is_put))
+    /// Live keys among the records so far, taking them for all there are; `None` if their order doesn't tell.
+    pub(super) fn keys(&self) -> Option<u64> {
+        let last = u64::from(self.last.as_ref().is_some_and(|last| last.is_put));
+        (self.order == RecordOrder::Key).then_some(self.keys_before + last)
     }
 
     /// Whether these records, taken for all there are, are those `meta` tells of; says what is wrong if not.

@@ -12,7 +12,7 @@ use super::format::{
     BLOCK_HEAD_BYTES, BlockHead, FLAG_SKIPPABLE, FLAG_ZSTD, FOOTER_BYTES, HEADER_MAGIC, PREAMBLE_BYTES,
     SECTION_RECORDS, encode_preamble, put_record,
 };
-use super::tally::Tally;
+use super::tally::{RecordOrder, Tally};
 use super::writer::{Encoder, encode, encode_header};
 use super::*;
 use crate::codec::framed;
@@ -20,7 +20,10 @@ use crate::state::{Change, VersionedRecord};
 use crate::types::limits::VALUE_BYTES_MAX;
 use crate::types::{Key, LeaseId, LogIndex, NodeId, Term};
 
-const FIXTURE: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/snapshot-v1.snapshot"));
+const FIXTURE: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/snapshot-v2.snapshot"));
+
+/// The same records in the order of the first version.
+const FIXTURE_V1: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/snapshot-v1.snapshot"));
 
 /// A section that no program knows.
 const SECTION_UNKNOWN: u16 = 77;
@@ -47,12 +50,18 @@ fn delete(key: &str, revision: u64) -> VersionedRecord {
 fn some_records() -> Vec<VersionedRecord> {
     vec![
         put("a", 1, "first"),
-        put("a", 5, ""),
         put("b", 2, "to be deleted"),
-        delete("b", 6),
-        put("b\0", 4, vec![b'x'; 300]),
         put("c", 3, "last"),
+        put("b\0", 4, vec![b'x'; 300]),
+        put("a", 5, ""),
+        delete("b", 6),
     ]
+}
+
+/// How many keys have a value in the end.
+fn live_keys(records: &[VersionedRecord]) -> u64 {
+    let live: BTreeMap<_, _> = records.iter().map(|record| (&record.key, record.meta().is_some())).collect();
+    live.values().filter(|is_live| **is_live).count() as u64
 }
 
 fn meta_of(records: &[VersionedRecord]) -> SnapshotMeta {
@@ -72,7 +81,7 @@ fn sound(records: &[VersionedRecord]) -> impl Iterator<Item = Result<VersionedRe
 }
 
 fn encoded(records: &[VersionedRecord]) -> Vec<u8> {
-    encode(Vec::new(), &meta_of(records), sound(records)).unwrap().1
+    encode(Vec::new(), &meta_of(records), live_keys(records), sound(records)).unwrap().1
 }
 
 fn read_all(bytes: &[u8]) -> Result<Vec<VersionedRecord>, SnapshotError> {
@@ -85,11 +94,11 @@ fn assembled(records: &[VersionedRecord], blocks: impl FnOnce(&mut Encoder<Vec<u
     let mut encoder = Encoder::new(Vec::new()).unwrap();
     encoder.header(&encode_header::<Infallible>(&meta).unwrap()).unwrap();
     blocks(&mut encoder);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(RecordOrder::Revision);
     for record in records {
         tally.add(record).unwrap();
     }
-    encoder.finish(&meta, &tally).unwrap().1
+    encoder.finish(&meta, &tally, live_keys(records)).unwrap().1
 }
 
 fn body(records: &[VersionedRecord]) -> Vec<u8> {
@@ -133,7 +142,7 @@ fn a_snapshot_comes_back_as_it_was_written() {
     let (_folder, path) = folder_and_path();
     let records = some_records();
     let meta = meta_of(&records);
-    let written = write(&path, &meta, sound(&records)).unwrap();
+    let written = write(&path, &meta, live_keys(&records), sound(&records)).unwrap();
     assert_eq!((written.records, written.keys, &written.meta), (6, 3, &meta));
     assert_eq!(written.file_bytes, fs::metadata(&path).unwrap().len());
     assert_eq!(written.sha256[..], <sha2::Sha256 as sha2::Digest>::digest(fs::read(&path).unwrap())[..]);
@@ -169,7 +178,7 @@ fn a_file_that_stood_under_the_name_and_a_left_over_temporary_are_replaced() {
     let (_folder, path) = folder_and_path();
     fs::write(&path, "older").unwrap();
     fs::write(temporary(&path), vec![7; 100_000]).unwrap();
-    let written = write(&path, &meta_of(&some_records()), sound(&some_records())).unwrap();
+    let written = write(&path, &meta_of(&some_records()), 3, sound(&some_records())).unwrap();
     assert_eq!(verify(&path).unwrap(), written);
     assert!(!temporary(&path).exists());
 }
@@ -177,9 +186,9 @@ fn a_file_that_stood_under_the_name_and_a_left_over_temporary_are_replaced() {
 #[test]
 fn a_refused_snapshot_leaves_the_older_one_and_no_temporary() {
     let (_folder, path) = folder_and_path();
-    let before = write(&path, &meta_of(&some_records()), sound(&some_records())).unwrap();
+    let before = write(&path, &meta_of(&some_records()), 3, sound(&some_records())).unwrap();
     let broken = some_records().into_iter().map(Ok).chain([Err("the disk is gone")]);
-    let error = write(&path, &meta_of(&some_records()), broken).unwrap_err();
+    let error = write(&path, &meta_of(&some_records()), 3, broken).unwrap_err();
     assert_eq!(error.to_string(), "the records of the snapshot can't be read: the disk is gone");
     assert_eq!(verify(&path).unwrap(), before);
     assert!(!temporary(&path).exists());
@@ -187,9 +196,8 @@ fn a_refused_snapshot_leaves_the_older_one_and_no_temporary() {
 
 #[test]
 fn records_out_of_order_or_twice_are_refused_when_written_and_when_read() {
-    let orders = [["b", "a"], ["a", "a"]].map(|keys| keys.map(|key| put(key, 1, "v")));
-    for records in orders.into_iter().chain([[put("a", 2, ""), put("a", 1, "")]]) {
-        let error = encode(Vec::new(), &meta_of(&records), sound(&records)).unwrap_err();
+    for records in [[put("a", 1, ""), put("b", 1, "")], [put("a", 2, ""), put("b", 1, "")]] {
+        let error = encode(Vec::new(), &meta_of(&records), 0, sound(&records)).unwrap_err();
         assert!(matches!(error, WriteError::Unsorted { .. }), "{error}");
         let bytes = assembled(&[], |encoder| encoder.block(SECTION_RECORDS, 0, 2, &body(&records)).unwrap());
         assert!(verify_stream(&bytes[..]).is_err());
@@ -207,7 +215,7 @@ fn records_that_are_not_those_of_the_header_are_refused() {
         SnapshotMeta { compacted: Revision::new(7), ..meta.clone() },
     ];
     for wrong in metas {
-        let error = encode(Vec::new(), &wrong, sound(&records)).unwrap_err();
+        let error = encode(Vec::new(), &wrong, 0, sound(&records)).unwrap_err();
         assert!(matches!(error, WriteError::Mismatch(_)), "{error}");
         // The same, had another program written it.
         let mut bytes = encoded(&records);
@@ -221,22 +229,22 @@ fn records_that_are_not_those_of_the_header_are_refused() {
 fn a_revision_whose_record_was_compacted_away_is_fine() {
     let records = [put("a", 1, "v")];
     let meta = SnapshotMeta { revision: Revision::new(9), compacted: Revision::new(9), ..meta_of(&records) };
-    let bytes = encode(Vec::new(), &meta, sound(&records)).unwrap().1;
+    let bytes = encode(Vec::new(), &meta, 0, sound(&records)).unwrap().1;
     assert_eq!(verify_stream(&bytes[..]).unwrap().meta, meta);
 }
 
 #[test]
 fn a_record_or_header_over_the_bounds_is_refused() {
     let records = [put("a", 1, vec![0; BLOCK_BYTES_MAX])];
-    let error = encode(Vec::new(), &meta_of(&records), sound(&records)).unwrap_err();
+    let error = encode(Vec::new(), &meta_of(&records), 0, sound(&records)).unwrap_err();
     assert!(matches!(error, WriteError::RecordTooLarge { .. }), "{error}");
     let meta = SnapshotMeta { membership: vec![0; HEADER_BYTES_MAX].into(), ..meta_of(&[]) };
-    let error = encode(Vec::new(), &meta, sound(&[])).unwrap_err();
+    let error = encode(Vec::new(), &meta, 0, sound(&[])).unwrap_err();
     assert!(matches!(error, WriteError::HeaderTooLarge(_)), "{error}");
 }
 
 #[test]
-fn the_bytes_of_version_one_stay_readable() {
+fn the_bytes_of_version_two_stay_readable() {
     let (records, bytes) = fixture();
     assert_eq!(read_all(FIXTURE).unwrap(), records);
     // What is written today reads the same, though another compressor may write other bytes.
@@ -247,8 +255,18 @@ fn the_bytes_of_version_one_stay_readable() {
 }
 
 #[test]
+fn a_snapshot_of_version_one_by_keys_stays_readable() {
+    let (mut records, _) = fixture();
+    records.sort_by(|a, b| (&a.key, a.revision).cmp(&(&b.key, b.revision)));
+    assert_eq!(read_all(FIXTURE_V1).unwrap(), records);
+    let summary = verify_stream(FIXTURE_V1).unwrap();
+    assert_eq!(summary.meta, meta_of(&records));
+    assert_eq!((summary.records, summary.keys, summary.file_bytes), (6, 3, FIXTURE_V1.len() as u64));
+}
+
+#[test]
 fn every_flipped_bit_is_noticed() {
-    for bytes in [FIXTURE.to_vec(), encoded(&some_records()[..2]), encoded(&[])] {
+    for bytes in [FIXTURE.to_vec(), FIXTURE_V1.to_vec(), encoded(&some_records()[..2]), encoded(&[])] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -322,8 +340,8 @@ fn a_newer_version_is_refused_with_both_versions_named() {
     let frame = framed::seal(HEADER_MAGIC, FORMAT_VERSION + 1, b"whatever it may hold");
     let bytes = [&encode_preamble(frame.len() as u32)[..], &frame].concat();
     let error = verify_stream(&bytes[..]).unwrap_err();
-    assert!(matches!(error, SnapshotError::Newer { found: 2, newest: 1 }), "{error}");
-    let message = "the snapshot has format version 2, the newest this program reads is 1; it needs a newer program";
+    assert!(matches!(error, SnapshotError::Newer { found: 3, newest: 2 }), "{error}");
+    let message = "the snapshot has format version 3, the newest this program reads is 2; it needs a newer program";
     assert_eq!(error.to_string(), message);
 }
 
@@ -433,9 +451,9 @@ fn any_records() -> impl Strategy<Value = Vec<VersionedRecord>> {
         (any::<u8>()).prop_map(|byte| vec![byte; crate::types::limits::KEY_BYTES_MAX]),
     ];
     let revision = prop_oneof![1..20_u64, any::<u64>()];
-    prop::collection::btree_map((key, revision), (any::<u32>(), any_change()), 0..120).prop_map(|map| {
+    prop::collection::btree_map((revision, any::<u32>()), (key, any_change()), 0..120).prop_map(|map| {
         map.into_iter()
-            .map(|((key, revision), (sub, change))| VersionedRecord {
+            .map(|((revision, sub), (key, change))| VersionedRecord {
                 key: Key::new(key).unwrap(),
                 revision: Revision::new(revision),
                 sub,
@@ -451,10 +469,9 @@ proptest! {
     #[test]
     fn any_records_come_back(records in any_records()) {
         let (_folder, path) = folder_and_path();
-        let written = write(&path, &meta_of(&records), sound(&records)).unwrap();
+        let written = write(&path, &meta_of(&records), live_keys(&records), sound(&records)).unwrap();
         let read: Vec<_> = SnapshotReader::open(&path).unwrap().collect::<Result<_, _>>().unwrap();
-        let live: BTreeMap<_, _> = read.iter().map(|record| (&record.key, record.meta().is_some())).collect();
-        prop_assert_eq!(written.keys, live.values().filter(|is_live| **is_live).count() as u64);
+        prop_assert_eq!(written.keys, live_keys(&read));
         prop_assert_eq!(&read, &records);
     }
 

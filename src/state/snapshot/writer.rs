@@ -18,7 +18,7 @@ use super::format::{
     HEADER_BYTES_MAX, HEADER_MAGIC, PREAMBLE_BYTES, SECTION_END, SECTION_RECORDS, encode_preamble, put_record,
     record_bytes_max,
 };
-use super::tally::Tally;
+use super::tally::{RecordOrder, Tally};
 use super::{SnapshotMeta, SnapshotSummary, WriteError, reader};
 use crate::codec::framed;
 use crate::state::VersionedRecord;
@@ -41,17 +41,20 @@ const SAVING_WORTH_IT: usize = 16;
 ///
 /// Blocks on the disk for as long as all of that takes.
 ///
+/// `keys` is how many keys have a value at the revision of the snapshot; only people read it.
+///
 /// # Errors
-/// [`WriteError`]; records must rise by key and revision, and be those of which `meta` gives revision and hash.
+/// [`WriteError`]; records must rise by revision and the place in it, and be those of which `meta` gives revision and hash.
 pub fn write<E>(
     path: &Path,
     meta: &SnapshotMeta,
+    keys: u64,
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<SnapshotSummary, WriteError<E>> {
     let mut temporary = OsString::from(path);
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
-    let result = write_temporary(&temporary, meta, records).and_then(|summary| {
+    let result = write_temporary(&temporary, meta, keys, records).and_then(|summary| {
         publish(&temporary, path)?;
         Ok(summary)
     });
@@ -66,11 +69,12 @@ pub fn write<E>(
 fn write_temporary<E>(
     temporary: &Path,
     meta: &SnapshotMeta,
+    keys: u64,
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<SnapshotSummary, WriteError<E>> {
     let file = File::create(temporary).map_err(|source| failed("create", temporary, source))?;
     let out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, SyncingFile { file, unsynced: 0 });
-    let (written, out) = encode(out, meta, records).map_err(|error| match error {
+    let (written, out) = encode(out, meta, keys, records).map_err(|error| match error {
         WriteError::Io { source, .. } => failed("write", temporary, source),
         error => error,
     })?;
@@ -97,13 +101,14 @@ fn publish<E>(temporary: &Path, path: &Path) -> Result<(), WriteError<E>> {
 pub(super) fn encode<W: Write, E>(
     out: W,
     meta: &SnapshotMeta,
+    keys: u64,
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<(SnapshotSummary, W), WriteError<E>> {
     let mut encoder = Encoder::new(out).map_err(stream_failed)?;
     let header = encode_header(meta)?;
     encoder.header(&header).map_err(stream_failed)?;
 
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(RecordOrder::Revision);
     let mut block = Vec::with_capacity(BLOCK_TARGET_BYTES + BLOCK_TARGET_BYTES / 4);
     let mut items = 0;
     for record in records {
@@ -130,7 +135,7 @@ pub(super) fn encode<W: Write, E>(
         encoder.block(SECTION_RECORDS, 0, items, &block).map_err(stream_failed)?;
     }
     tally.check(meta).map_err(WriteError::Mismatch)?;
-    encoder.finish(meta, &tally).map_err(stream_failed)
+    encoder.finish(meta, &tally, keys).map_err(stream_failed)
 }
 
 /// The header frame.
@@ -212,10 +217,10 @@ impl<W: Write> Encoder<W> {
     }
 
     /// Writes the footer and flushes.
-    pub(super) fn finish(mut self, meta: &SnapshotMeta, tally: &Tally) -> io::Result<(SnapshotSummary, W)> {
+    pub(super) fn finish(mut self, meta: &SnapshotMeta, tally: &Tally, keys: u64) -> io::Result<(SnapshotSummary, W)> {
         let footer = Footer {
             records: tally.records,
-            keys: tally.keys(),
+            keys,
             blocks: self.blocks,
             hash: tally.hash,
             file_bytes: self.at + (BLOCK_HEAD_BYTES + FOOTER_BYTES) as u64,
@@ -226,7 +231,7 @@ impl<W: Write> Encoder<W> {
         let summary = SnapshotSummary {
             meta: meta.clone(),
             records: tally.records,
-            keys: tally.keys(),
+            keys,
             file_bytes: self.at,
             sha256: self.sha256.finalize().into(),
         };

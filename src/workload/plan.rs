@@ -14,8 +14,9 @@ use crate::types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 /// What needs no escape in a path.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// Values are cut from a random text that is this much longer than one of them, in bytes: each differs, none is built.
-const VALUE_POOL_BYTES: usize = 64 * 1024;
+/// Values are cut from a random text that is this much longer than one of them, in bytes: none is built, and so many differ
+/// that the pages of a store, which are compressed, hardly ever hold two that overlap.
+const VALUE_POOL_BYTES: usize = 8 * 1024 * 1024;
 
 /// Digits that a key has behind its prefix.
 const KEY_DIGITS: usize = 9;

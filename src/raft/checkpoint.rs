@@ -11,14 +11,12 @@ use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
+use super::background::stand_back;
 use super::fatal::Fatal;
 use super::metrics::StateMetrics;
 use crate::clock;
 use crate::state::Checkpointer;
-
-/// The niceness of the checkpoint thread: about a third of a request thread's weight when both want to run. With 10, a
-/// tenth, a rebuild beside a compiler on two cores took 16 s instead of 3.
-const CHECKPOINT_NICE: i32 = 5;
+use crate::storage;
 
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
@@ -29,7 +27,13 @@ pub(super) struct CheckpointThread {
 }
 
 impl CheckpointThread {
-    pub(super) fn spawn(checkpointer: Checkpointer, metrics: StateMetrics, fatal: Fatal) -> io::Result<Self> {
+    /// Starts it. `condemn` hears of the failure that ends the process.
+    pub(super) fn spawn(
+        checkpointer: Checkpointer,
+        metrics: StateMetrics,
+        fatal: Fatal,
+        condemn: impl Fn(&storage::Error) + Send + 'static,
+    ) -> io::Result<Self> {
         let done = Arc::new(Notify::new());
         let handle = checkpointer.clone();
         let notify = done.clone();
@@ -45,7 +49,10 @@ impl CheckpointThread {
                         metrics.checkpoint_records.inc_by(report.records as u64);
                         tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
                     }
-                    Ok(Err(error)) => raise.raise(&format!("writing a checkpoint of the state failed: {error}")),
+                    Ok(Err(error)) => {
+                        condemn(&error);
+                        raise.raise(&format!("writing a checkpoint of the state failed: {error}"));
+                    }
                     Err(_) => raise.raise("writing a checkpoint of the state panicked; its message stands above"),
                 }
                 notify.notify_waiters();
@@ -84,17 +91,6 @@ impl CheckpointThread {
             () = done => {}
             _ = self.fatal.raised() => {}
         }
-    }
-}
-
-/// Lets requests go before checkpoints where the processor has too little time for both: less of it to this thread alone.
-/// Measured with 64 and 256 writers on two cores, at 10: p99 down by a fifth, 4 % more writes.
-fn stand_back() {
-    // On Linux this is a setting of the calling thread; where it is one of the process, none is better.
-    if cfg!(target_os = "linux")
-        && let Err(error) = rustix::process::setpriority_process(None, CHECKPOINT_NICE)
-    {
-        tracing::debug!(%error, "the checkpoint thread keeps its priority");
     }
 }
 
@@ -148,7 +144,7 @@ mod tests {
         machine.apply_blank(LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(1) });
         machine.publish();
         let (metrics, fatal) = (StateMetrics::register(&mut Registry::default()), Fatal::default());
-        let thread = CheckpointThread::spawn(machine.checkpointer(), metrics, fatal.clone()).unwrap();
+        let thread = CheckpointThread::spawn(machine.checkpointer(), metrics, fatal.clone(), |_| ()).unwrap();
         // Whoever waits for room is woken, rather than left to wait for a thread that is gone.
         tokio::time::timeout(Duration::from_secs(30), thread.make_room()).await.unwrap();
         let reason = tokio::time::timeout(Duration::from_secs(30), fatal.raised()).await.unwrap();

@@ -2,17 +2,18 @@
 //!
 //! A snapshot is never loaded over living data: it is loaded into the next generation, which is used once it is complete,
 //! and the older one is removed once its last user has let go of it. Guarantees: a generation without a durable marker (a
-//! load that was interrupted) is never served from: it reads as an empty state, and recovery compares it with log and
-//! snapshots; a directory is only removed after its engine was closed. Leaves out: what is in them.
+//! load that was interrupted) is never served from; one that was found damaged while it was used is not opened again; a
+//! directory is only removed after its engine was closed. Leaves out: what is in them.
 
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use crate::storage::{self, Batch, Engine, Scan, SledConfig, SledEngine};
+use crate::storage::{self, Batch, Engine, Order, Scan, SledConfig, SledEngine};
 
 /// The part of an engine's memory that is for pages which were only read; the rest is for freshly written ones, and a
 /// checkpoint that finds more of those closes the engine and opens it again, which takes 0.1 to 0.2 s.
@@ -20,6 +21,9 @@ const READ_PART: usize = 5;
 
 /// What freshly written pages may take at least, in bytes: with less, every checkpoint would reopen the engine.
 const WRITTEN_MIN: u64 = 64 * 1024 * 1024;
+
+/// Behind the number of a generation: the name of a file that says why it may not be opened again.
+const CONDEMNED: &str = ".condemned";
 
 /// The directory of generations.
 #[derive(Debug, Clone)]
@@ -70,6 +74,11 @@ impl EngineHome {
 
     fn open(&self, number: u64) -> Result<Arc<Generation>, storage::Error> {
         let path = self.dir.join(number.to_string());
+        match std::fs::read_to_string(condemned(&path)) {
+            Ok(reason) => return Err(storage::Error::Damaged(format!("found when it was used last: {reason}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.error("look for what is condemned in", error)),
+        }
         let read = self.cache_bytes / READ_PART;
         let written = (self.cache_bytes - read) as u64;
         let config = SledConfig { cache_bytes: read, pinned_bytes: written.max(WRITTEN_MIN), ..SledConfig::default() };
@@ -90,17 +99,45 @@ impl EngineHome {
     }
 }
 
-/// What can't be removed is told and left: it only takes space.
+/// What can't be removed is told and left: it only takes space. The reason to condemn it goes last, or a removal that is cut
+/// short would leave something that looks sound.
 fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(path) {
+    let removed = std::fs::remove_dir_all(path).and_then(|()| match std::fs::remove_file(condemned(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    });
+    if let Err(error) = removed {
         tracing::warn!(path = %path.display(), %error, "can't remove an old state generation");
     }
+}
+
+fn condemned(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(CONDEMNED);
+    PathBuf::from(name)
 }
 
 impl Generation {
     /// Its directory is removed once the last user has let go of it.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+    }
+
+    /// Has this generation rebuilt at the next start, if the error says that it is damaged: it would be met again.
+    pub(super) fn condemn(&self, error: &storage::Error) {
+        if !matches!(error, storage::Error::Damaged(_)) {
+            return;
+        }
+        let path = condemned(&self.path);
+        if let Err(error) = std::fs::write(&path, error.to_string()) {
+            tracing::error!(path = %path.display(), %error, "can't condemn a damaged state; remove state/ before the next start");
+        }
+    }
+
+    /// Whether nothing was ever written into it.
+    pub(super) fn is_empty(&self) -> Result<bool, storage::Error> {
+        let (start, end, order) = (Bound::Unbounded, Bound::Unbounded, Order::Ascending);
+        Ok(self.engine().scan(Scan { start, end, order, limit: 1, bytes_max: 1 })?.is_empty())
     }
 
     #[cfg(test)]

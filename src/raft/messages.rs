@@ -12,7 +12,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotRespon
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
+use super::types::{Entry, LogId, Payload, SnapshotMeta, TypeConfig, Vote};
 use crate::state::Outcome;
 use crate::types::{ClusterId, LogIndex, NodeId};
 
@@ -171,7 +171,28 @@ pub(super) enum MessageError {
 /// # Errors
 /// [`MessageError::Malformed`] if a value refuses to be serialized, which none of these do.
 pub(super) fn encode_request(envelope: Envelope, request: &Request) -> Result<Bytes, MessageError> {
-    encode(&(envelope, request))
+    encode(&(envelope, request), ENVELOPE_BYTES + payload_bytes(request))
+}
+
+/// What a request takes beside its payload, in bytes, as a rule. A larger one costs copies, no more.
+const ENVELOPE_BYTES: usize = 256;
+
+/// What an entry of the log takes in a request beside its commands, in bytes, as a rule.
+const ENTRY_OVERHEAD_BYTES: usize = 64;
+
+/// The bytes that others have chosen the number of.
+fn payload_bytes(request: &Request) -> usize {
+    match request {
+        Request::Append(append) => append.entries.iter().map(entry_bytes).sum(),
+        Request::Forward { commands, .. } => commands.len(),
+        Request::SnapshotPart(part) => part.bytes.len(),
+        _ => 0,
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    let commands = if let Payload::Normal(batch) = &entry.payload { batch.as_bytes().len() } else { 0 };
+    ENTRY_OVERHEAD_BYTES + commands
 }
 
 /// Encodes a response. It needs no envelope: it belongs to its call.
@@ -179,7 +200,7 @@ pub(super) fn encode_request(envelope: Envelope, request: &Request) -> Result<By
 /// # Errors
 /// As [`encode_request`].
 pub(super) fn encode_response(response: &Response) -> Result<Bytes, MessageError> {
-    encode(response)
+    encode(response, 0)
 }
 
 /// Decodes a request and checks that it is meant for this node of this cluster.
@@ -209,8 +230,9 @@ pub(super) fn decode_response(bytes: &[u8]) -> Result<Response, MessageError> {
     decode(bytes)
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Bytes, MessageError> {
-    let out = vec![MESSAGE_VERSION];
+fn encode<T: Serialize>(value: &T, expected_bytes: usize) -> Result<Bytes, MessageError> {
+    let mut out = Vec::with_capacity(1 + expected_bytes);
+    out.push(MESSAGE_VERSION);
     let out = postcard::to_extend(value, out).map_err(|error| MessageError::Malformed(error.to_string()))?;
     Ok(Bytes::from(out))
 }

@@ -4,6 +4,7 @@
 //! Guarantees: nothing is acknowledged before a quorum has it on disk; purged ≤ verified snapshot ≤ applied ≤ committed ≤
 //! last log; an outcome nobody knows is never called a failure. Leaves out: clients and their deadlines (`node`, `api`).
 
+mod background;
 mod checkpoint;
 mod config;
 mod engine_home;

@@ -176,6 +176,12 @@ fn pass_over(snapshot: &SnapshotHandle, error: &LoadError<SnapshotError>) {
 
 fn open_newest(home: &EngineHome, config: StateConfig) -> Result<Recovered, storage::Error> {
     let generation = home.open_newest()?;
+    // A load that was interrupted, or the beginning of a first checkpoint. In which format it is, only the marker would tell.
+    if Applied::of(&*generation)?.is_none() && !generation.is_empty()? {
+        return Err(storage::Error::Damaged(
+            "the store has records, but nothing says up to where they are whole".into(),
+        ));
+    }
     Ok(Recovered { machine: StateMachine::open(generation.clone(), config)?, generation })
 }
 

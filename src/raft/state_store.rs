@@ -15,6 +15,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use tokio::sync::watch;
 
+use super::background;
 use super::checkpoint::CheckpointThread;
 use super::engine_home::{EngineHome, Generation};
 use super::fatal::Fatal;
@@ -90,7 +91,7 @@ impl StateStore {
         let Recovered { machine, generation } = recovered;
         home.remove_others(&generation);
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
-        let checkpoint = CheckpointThread::spawn(machine.checkpointer(), metrics.clone(), fatal.clone())?;
+        let checkpoint = checkpoints_of(&machine, &generation, metrics.clone(), fatal.clone())?;
         let reader = Arc::new(ArcSwap::from_pointee(machine.reader()));
         let (applied, applied_rx) = watch::channel(machine.applied().into());
         let access = StateAccess { reader: reader.clone(), applied: applied_rx, snapshots: snapshots.clone() };
@@ -170,7 +171,7 @@ impl StateStore {
         });
         let Recovered { machine, generation } = loaded.await??;
         let membership = decode_membership(&machine.applied().membership).map_err(io::Error::other)?;
-        let checkpoint = CheckpointThread::spawn(machine.checkpointer(), self.metrics.clone(), self.fatal.clone())?;
+        let checkpoint = checkpoints_of(&machine, &generation, self.metrics.clone(), self.fatal.clone())?;
         let replaced = std::mem::replace(&mut self.checkpoint, checkpoint);
         self.machine = machine;
         self.membership = membership;
@@ -218,9 +219,13 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
-        self.apply_all(entries)
-            .await
-            .inspect_err(|error| self.fatal.raise(&format!("applying the log failed: {error}")))
+        let applied = self.apply_all(entries).await;
+        applied.inspect_err(|error| {
+            if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                self.generation.condemn(error);
+            }
+            self.fatal.raise(&format!("applying the log failed: {error}"));
+        })
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
@@ -243,6 +248,17 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 }
 
+/// The checkpoints of a state; damage that one meets condemns the engine.
+fn checkpoints_of(
+    machine: &StateMachine,
+    generation: &Arc<Generation>,
+    metrics: StateMetrics,
+    fatal: Fatal,
+) -> io::Result<CheckpointThread> {
+    let generation = Arc::clone(generation);
+    CheckpointThread::spawn(machine.checkpointer(), metrics, fatal, move |error| generation.condemn(error))
+}
+
 fn as_openraft(snapshot: SnapshotHandle) -> Snapshot<SnapshotHandle> {
     Snapshot { meta: snapshot.raft_meta().clone(), snapshot }
 }
@@ -263,7 +279,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let pinned = Arc::new(pinned);
         let handle = loop {
             let (snapshots, pinned) = (self.snapshots.clone(), pinned.clone());
-            match tokio::task::spawn_blocking(move || snapshots.write(&pinned)).await? {
+            match background::run("snapshot", move || snapshots.write(&pinned)).await? {
                 Ok(handle) => break handle,
                 // openraft takes any error for the end of this node, and nodes reach the size for a snapshot together: a
                 // full disk must not end them all. The pinned state stays what it is, so the next try is as good.

@@ -109,26 +109,47 @@ impl Checkpointer {
     }
 }
 
-/// Writes the records of a layer behind the parts of their values, and behind them its pointers. What the engine has from above the revision `sound` was
-/// left behind by an interrupted checkpoint.
-pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Revision) -> Result<(), Error> {
+/// Why a layer was not written whole.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LayerError {
+    /// The disk failed, or holds what it should not.
+    #[error(transparent)]
+    Engine(#[from] Error),
+    /// A record has the place of another, or comes behind a later one of its key.
+    #[error("revision {revision} of {} is not newer than what came before", key.escape_ascii())]
+    NotNewer { key: Bytes, revision: Revision },
+}
+
+impl From<LayerError> for Error {
+    fn from(error: LayerError) -> Self {
+        match error {
+            LayerError::Engine(error) => error,
+            LayerError::NotNewer { .. } => Error::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// Writes the records of a layer behind the parts of their values, and behind them its pointers, in a batch of their own:
+/// who sees a pointer sees what it leads to. What the engine has from above the revision `sound` was left behind by an
+/// interrupted checkpoint.
+pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Revision) -> Result<(), LayerError> {
     let mut rows: Vec<(Place, &Bytes, &Version, Links)> = Vec::with_capacity(layer.len());
-    let mut chains = Vec::new();
+    let mut pointers = Vec::new();
     for (key, versions) in layer.iter() {
         let mut chain = history::chain_at(writer.engine, key, sound)?;
         for version in versions.as_slice() {
             let place = version.place();
-            if let Some(newest) = chain.newest()
-                && newest.revision >= place.revision
-            {
-                let (key, before) = (key.escape_ascii(), newest.revision);
-                return Err(Error::Damaged(format!("revision {} of {key} comes behind {before}", place.revision)));
+            if chain.newest().is_some_and(|newest| newest.revision >= place.revision) {
+                return Err(LayerError::NotNewer { key: key.clone(), revision: place.revision });
             }
             rows.push((place, key, version, chain.append(place)));
         }
-        chains.push(chain);
+        pointers.push((key, encode_pointer(&versions.newest().change, chain)));
     }
     rows.sort_unstable_by_key(|row| row.0);
+    if let Some([_, (place, key, ..)]) = rows.array_windows().find(|[a, b]| a.0 == b.0) {
+        return Err(LayerError::NotNewer { key: (*key).clone(), revision: place.revision });
+    }
     for (place, _, version, _) in &rows {
         for (part, bytes) in (0..).zip(parts(&version.change)) {
             writer.put(StorageKey::Part { place: *place, part }, bytes)?;
@@ -137,11 +158,11 @@ pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Re
     for (place, key, version, links) in rows {
         writer.put(StorageKey::Record(place), Bytes::from(encode_record(key, &version.change, links)))?;
     }
-    for ((key, versions), chain) in layer.iter().zip(chains) {
-        let pointer = encode_pointer(&versions.newest().change, chain);
+    writer.commit()?;
+    for (key, pointer) in pointers {
         writer.put(StorageKey::Latest { key }, Bytes::from(pointer))?;
     }
-    writer.commit()
+    Ok(writer.commit()?)
 }
 
 /// Collects writes into batches.

@@ -251,7 +251,13 @@ impl Batch {
     /// Encodes commands.
     #[must_use]
     pub fn encode(commands: &[Command]) -> Self {
-        let mut out = Vec::with_capacity(64 + commands.len() * 64);
+        Self::encode_sized(commands, 0)
+    }
+
+    /// As [`Self::encode`], into as many bytes as are expected: more are made room for, at the cost of copies.
+    #[must_use]
+    pub fn encode_sized(commands: &[Command], expected_bytes: usize) -> Self {
+        let mut out = Vec::with_capacity(expected_bytes + 64);
         out.push(BATCH_VERSION);
         // An empty batch in its place would end every replica that applies it.
         let out = postcard::to_extend(commands, out).expect("plain data into a growing vector can't fail");

@@ -6,7 +6,7 @@
 
 use std::ops::Bound;
 
-use super::checkpoint::{BatchWriter, write_layer};
+use super::checkpoint::{BatchWriter, LayerError, write_layer};
 use super::overlay::Layer;
 use super::record::VersionedRecord;
 use super::schema::Applied;
@@ -28,6 +28,9 @@ pub enum LoadError<E> {
     /// There is something in the engine.
     #[error("the engine is not empty; load into a new one")]
     NotEmpty,
+    /// Records are not in order.
+    #[error("the records are out of order: {0}")]
+    OutOfOrder(String),
     /// The records are not those of the state they should be.
     #[error(
         "the records do not make up the state: hash {found:032x} at revision {found_revision}, \
@@ -43,6 +46,15 @@ pub enum LoadError<E> {
         /// The revision that was announced.
         expected_revision: Revision,
     },
+}
+
+impl<E> From<LayerError> for LoadError<E> {
+    fn from(error: LayerError) -> Self {
+        match error {
+            LayerError::Engine(error) => Self::Engine(error),
+            LayerError::NotNewer { .. } => Self::OutOfOrder(error.to_string()),
+        }
+    }
 }
 
 /// Fills an empty engine with the records of a state and makes it durable. Of each key an older version must come before

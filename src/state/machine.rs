@@ -12,7 +12,7 @@ use super::checkpoint::Checkpointer;
 use super::command::{Command, Operation, Outcome, Reply};
 use super::pinned::PinnedState;
 use super::reader::StateReader;
-use super::schema::{Applied, StorageKey};
+use super::schema::Applied;
 use super::store::Store;
 use super::txn;
 use crate::storage::{Engine, Error};
@@ -30,7 +30,7 @@ pub struct StateConfig {
 }
 
 /// The part of the overlay's memory at which a checkpoint begins. A larger one would write less in all, since a checkpoint
-/// writes nearly every page of a state that changes all over; but what comes in meanwhile must have room.
+/// writes every page that holds the pointer of a changed key; but what comes in meanwhile must have room.
 const CHECKPOINT_PART: usize = 4;
 
 impl StateConfig {
@@ -60,10 +60,9 @@ impl StateMachine {
     /// the marker (a checkpoint was interrupted) stays out of sight until it is applied again.
     ///
     /// # Errors
-    /// The disk failed, or the marker is damaged or from a newer program.
+    /// The disk failed, or the marker is damaged or from an older or newer program.
     pub fn open(engine: Arc<dyn Engine>, mut config: StateConfig) -> Result<Self, Error> {
-        let marker = engine.get(&StorageKey::Applied.encode())?;
-        let applied = marker.as_deref().map(Applied::decode).transpose()?.unwrap_or_default();
+        let applied = Applied::of(&*engine)?.unwrap_or_default();
         // Below the soft limit no checkpoint would ever make room.
         config.overlay_bytes_hard = config.overlay_bytes_hard.max(config.overlay_bytes_soft);
         Ok(Self { store: Arc::new(Store::new(engine, config, &applied)), applied })

@@ -14,9 +14,9 @@ use super::record::{Change, VersionedRecord};
 use crate::storage::Order;
 use crate::types::Revision;
 
-/// What one record costs beside key and value, in bytes: tree node, version, index row, reference counts. An estimate
-/// (measured: 190 to 230), on the safe side.
-const RECORD_OVERHEAD_BYTES: usize = 256;
+/// What one record costs beside key and value, in bytes: tree node, version, index row, reference counts (measured: 190 to
+/// 230), and 80 while a checkpoint writes it.
+const RECORD_OVERHEAD_BYTES: usize = 320;
 
 /// Bounds of a range of plain keys.
 pub(super) type Bounds = (Bound<Bytes>, Bound<Bytes>);
@@ -94,13 +94,14 @@ impl Versions {
 #[derive(Debug, Default)]
 pub(super) struct Layer {
     keys: BTreeMap<Bytes, Versions>,
-    /// The keys in the order of their records. Revisions only rise, so it is sorted by construction.
+    /// The keys in the order in which their records came.
     changes: Vec<(Place, Bytes)>,
     bytes: usize,
 }
 
 impl Layer {
-    /// Takes a record. Records come in rising order of `(revision, sub)`.
+    /// Takes a record. Of a key an older one comes first; [`Self::changes_from`] and [`Self::first`] are right only if all
+    /// come in rising order of `(revision, sub)`, as they are applied.
     pub(super) fn insert(&mut self, record: VersionedRecord) {
         self.bytes += record.payload_len() + RECORD_OVERHEAD_BYTES;
         let VersionedRecord { key, revision, sub, change } = record;

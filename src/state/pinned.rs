@@ -4,7 +4,7 @@
 //! memory. Leaves out: the file format (`snapshot`).
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::record::VersionedRecord;
 use super::scan::ChangeScan;
@@ -18,6 +18,7 @@ use crate::types::{KeyRange, Revision};
 pub struct PinnedState {
     store: Arc<Store>,
     applied: Applied,
+    keys: OnceLock<u64>,
 }
 
 impl fmt::Debug for PinnedState {
@@ -28,7 +29,7 @@ impl fmt::Debug for PinnedState {
 
 impl PinnedState {
     pub(super) fn new(store: Arc<Store>, applied: Applied) -> Self {
-        Self { store, applied }
+        Self { store, applied, keys: OnceLock::new() }
     }
 
     /// Which state it is. The hash is that of [`Self::records`].
@@ -37,12 +38,16 @@ impl PinnedState {
         &self.applied
     }
 
-    /// How many keys have a value. Reads every pointer: blocks on the disk for about a second a million keys.
+    /// How many keys have a value. Reads every pointer, the first time: blocks on the disk for about a second a million keys.
     ///
     /// # Errors
     /// The local disk failed.
     pub fn keys(&self) -> Result<u64, Error> {
-        StateView::new(Arc::clone(&self.store), self.applied.revision).count(&KeyRange::all())
+        if let Some(keys) = self.keys.get() {
+            return Ok(*keys);
+        }
+        let keys = StateView::new(Arc::clone(&self.store), self.applied.revision).count(&KeyRange::all())?;
+        Ok(*self.keys.get_or_init(|| keys))
     }
 
     /// Every retained version up to the pinned revision, in the order of `(revision, sub)`. Ends behind an error. Blocks

@@ -23,7 +23,7 @@ const RECORD_FORMAT: u8 = 2;
 const POINTER_FORMAT: u8 = 2;
 
 /// The longest value that stands with its record, and the length of the parts of a longer one but the last, in bytes. With
-/// 64 rows a page (`storage::sled`), a page has at most 2 MiB.
+/// 64 rows a page (`storage::sled`), a page has little more than 2 MiB at most.
 pub(super) const PART_BYTES: usize = if cfg!(test) { 64 } else { 32 * 1024 };
 
 /// A record as the engine has it.
@@ -60,6 +60,11 @@ impl PutHead {
             }
             Change::Delete => None,
         }
+    }
+
+    fn meta(&self, mod_revision: Revision) -> RecordMeta {
+        let Self { create_revision, version, lease, .. } = *self;
+        RecordMeta { create_revision, mod_revision, version, lease }
     }
 }
 
@@ -113,6 +118,12 @@ pub(super) fn decode_links(body: &[u8]) -> Result<(&[u8], Links), Error> {
     decode_head(body).map(|(head, _)| (head.key, head.links))
 }
 
+/// Reads the key of a record and where its value comes from; `None` for a delete.
+pub(super) fn decode_meta(place: Place, body: &[u8]) -> Result<(&[u8], Option<RecordMeta>), Error> {
+    let (head, _) = decode_head(body)?;
+    Ok((head.key, head.put.map(|put| put.meta(place.revision))))
+}
+
 fn decode_head(body: &[u8]) -> Result<(RecordHead<'_>, &[u8]), Error> {
     let Some((&RECORD_FORMAT, rest)) = body.split_first() else { return Err(damaged_record(body)) };
     postcard::take_from_bytes(rest).map_err(|_| damaged_record(body))
@@ -158,12 +169,7 @@ impl Pointer {
         let Ok((PointerRow { put, chain }, [])) = postcard::take_from_bytes(rest) else { return Err(damaged()) };
         let Place { revision: mod_revision, sub } = chain.newest().ok_or_else(damaged)?;
         let deleted = put.is_none();
-        let meta = match put {
-            Some(PutHead { create_revision, version, lease, .. }) => {
-                RecordMeta { create_revision, mod_revision, version, lease }
-            }
-            None => RecordMeta { mod_revision, ..RecordMeta::default() },
-        };
+        let meta = put.map_or(RecordMeta { mod_revision, ..RecordMeta::default() }, |put| put.meta(mod_revision));
         Ok(Self { meta, sub, deleted, chain })
     }
 }

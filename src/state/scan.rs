@@ -25,9 +25,9 @@ use crate::types::{KeyRange, Revision};
 const CHUNK_KEYS_MIN: usize = if cfg!(test) { 1 } else { 16 };
 const CHUNK_KEYS_MAX: usize = if cfg!(test) { 4 } else { 512 };
 /// The most bytes that one scan of the engine for pointers returns; a few more by the last pair.
-const POINTER_CHUNK_BYTES_MAX: usize = 1024 * 1024;
+const POINTER_CHUNK_BYTES_MAX: usize = if cfg!(test) { 100 } else { 1024 * 1024 };
 /// The most bytes that one scan of the engine for records returns; a few more by the last pair.
-const RECORD_CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
+const RECORD_CHUNK_BYTES_MAX: usize = if cfg!(test) { 100 } else { 4 * 1024 * 1024 };
 
 /// What a chunk knows of a key.
 enum Candidate {

@@ -3,13 +3,14 @@
 //! | key | value |
 //! |---|---|
 //! | `00 "applied"` | the marker: [`Applied`] in a checksummed frame |
-//! | `01 revision sub` | one version of a key, with its links to older ones (`rows`, `chain`) |
-//! | `02 key` | the pointer to the newest version of the key, without its value |
-//! | `03 revision sub part` | a part of a long value of that version, from 0 |
+//! | `01 key` | the pointer to the newest version of the key, without its value |
+//! | `02 revision sub part` | a part of a long value of a version, from 0 |
+//! | `03 revision sub` | one version of a key, with its links to older ones (`rows`, `chain`) |
 //!
 //! Records lie in the order in which they were made, so that a checkpoint writes each of them once, into pages that no
 //! later one changes; what changes all over are the pointers, which are small and dense (etcd's bbolt lies the same way).
-//! It is also the order of the change index, so there is no other.
+//! It is also the order of the change index, so there is no other. They are the last section, because sled fills pages
+//! whole only where the store grows at its end; elsewhere it leaves them half full.
 //!
 //! Guarantees: keys sort by section, then by what they stand for; every value begins with a format byte or a frame; a
 //! record never changes once written. Leaves out: the values (`rows`), when they are written (`checkpoint`, `load`) and
@@ -20,14 +21,14 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::Place;
 use crate::codec::{framed, ordered};
-use crate::storage::Error;
+use crate::storage::{Engine, Error};
 use crate::types::{Key, LogPosition, Revision};
 
 /// First bytes of the sections.
 const APPLIED: u8 = 0;
-const RECORDS: u8 = 1;
-const LATEST: u8 = 2;
-const PARTS: u8 = 3;
+const LATEST: u8 = 1;
+const PARTS: u8 = 2;
+const RECORDS: u8 = 3;
 
 /// What the marker's frame begins with.
 const MARKER_MAGIC: [u8; 4] = *b"QAPL";
@@ -119,6 +120,14 @@ fn damaged_key(bytes: &[u8]) -> Error {
 }
 
 impl Applied {
+    /// The marker of an engine; `None` if it has none.
+    ///
+    /// # Errors
+    /// The disk failed, or the marker is damaged or from an older or newer program.
+    pub fn of(engine: &dyn Engine) -> Result<Option<Self>, Error> {
+        engine.get(&StorageKey::Applied.encode())?.as_deref().map(Self::decode).transpose()
+    }
+
     /// The marker's stored form.
     pub(super) fn encode(&self) -> Vec<u8> {
         // Encoding into a growing vector can only fail on types that refuse to be serialized; these don't.
@@ -180,9 +189,9 @@ mod tests {
     fn the_bytes_of_storage_keys_stay_as_they_are() {
         let place = Place { revision: Revision::new(0x0102), sub: 3 };
         assert_eq!(StorageKey::Applied.encode(), b"\0applied");
-        assert_eq!(StorageKey::Record(place).encode(), b"\x01\0\0\0\0\0\0\x01\x02\0\0\0\x03");
-        assert_eq!(StorageKey::Part { place, part: 4 }.encode(), b"\x03\0\0\0\0\0\0\x01\x02\0\0\0\x03\0\0\0\x04");
-        assert_eq!(StorageKey::Latest { key: b"a\0b" }.encode(), b"\x02a\0b");
+        assert_eq!(StorageKey::Record(place).encode(), b"\x03\0\0\0\0\0\0\x01\x02\0\0\0\x03");
+        assert_eq!(StorageKey::Part { place, part: 4 }.encode(), b"\x02\0\0\0\0\0\0\x01\x02\0\0\0\x03\0\0\0\x04");
+        assert_eq!(StorageKey::Latest { key: b"a\0b" }.encode(), b"\x01a\0b");
     }
 
     proptest! {

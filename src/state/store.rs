@@ -172,7 +172,8 @@ impl Store {
         if pointer.meta.mod_revision > at {
             let engine = &*self.engine;
             let Some(place) = history::search(engine, key, &pointer.chain, at)? else { return Ok(None) };
-            return Ok(Live::from_version(place.revision, &history::record(engine, key, place)?.change));
+            let value = Value::Engine { sub: place.sub, generation: None };
+            return Ok(history::meta(engine, key, place)?.map(|meta| Live { meta, value }));
         }
         let value = Value::Engine { sub: pointer.sub, generation };
         Ok((!pointer.deleted).then_some(Live { meta: pointer.meta, value }))

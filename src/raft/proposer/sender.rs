@@ -48,7 +48,8 @@ impl RoundSender {
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
         // Without a quorum the answer may never come; from the last deadline on nobody waits for it.
-        let write = self.raft.client_write(Batch::encode(&commands));
+        let batch = Batch::encode_sized(&commands, bytes_of(&groups));
+        let write = self.raft.client_write(batch);
         let Ok(result) = tokio::time::timeout_at(deadline, write).await else { return Vec::new() };
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
         match result {
@@ -73,7 +74,7 @@ impl RoundSender {
         let timeout = deadline.saturating_duration_since(clock::now());
         let leaders_time = timeout - (timeout / RETURN_PART).min(RETURN_TIME_MAX);
         let request = Request::Forward {
-            commands: Batch::encode(&commands).as_bytes().clone(),
+            commands: Batch::encode_sized(&commands, bytes_of(&groups)).as_bytes().clone(),
             timeout_ms: u64::try_from(leaders_time.as_millis()).unwrap_or(u64::MAX),
         };
         let started = clock::now();
@@ -107,6 +108,11 @@ fn requeue(groups: Vec<Group>) -> Vec<Group> {
 /// Refuses what was forwarded to this node already, which does not lead.
 pub(super) fn refuse_forwarded(groups: Vec<Group>, leader: Option<NodeId>) -> Vec<Group> {
     refuse(groups, |group| !group.may_forward, &ProposeError::NotLeader(leader))
+}
+
+/// No less than the commands of these groups take when encoded.
+fn bytes_of(groups: &[Group]) -> usize {
+    groups.iter().map(|group| group.size.bytes).sum()
 }
 
 /// Gives each group its share of the outcomes. A group that one is missing for is told so; the others get theirs.

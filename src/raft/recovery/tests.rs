@@ -5,6 +5,7 @@
 //! damaged (what crashes, power cuts and disks do), and then it is opened, once by recovery and once by a whole node.
 
 use std::fs;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::raft::state_store::{StateAccess, StateStore};
 use crate::raft::types::{Entry, LeaderId, Payload, TypeConfig};
 use crate::raft::{Fatal, RaftConfig, RaftIdentity, RaftNode, Timers};
 use crate::state::{Batch, Command, Operation, Principal, Txn, TxnOp};
-use crate::storage::{Engine as _, Write};
+use crate::storage::{Engine as _, Order, Scan, Write};
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
 use crate::types::{ClusterId, Key, LeaseId, NodeId, Revision, Term, WallTime};
@@ -104,7 +105,11 @@ fn id(term: u64, index: u64) -> LogId {
 
 /// Puts a key of its own; the entry at index `i` makes revision `i + 1`.
 fn entry(term: u64, index: u64) -> Entry {
-    let key = Key::new(format!("key-{index}")).unwrap();
+    entry_to(term, index, &format!("key-{index}"))
+}
+
+fn entry_to(term: u64, index: u64, key: &str) -> Entry {
+    let key = Key::new(Bytes::copy_from_slice(key.as_bytes())).unwrap();
     let value = Bytes::from(format!("value {index} of term {term}"));
     let txn = Txn { success: vec![TxnOp::Put { key, value, lease: LeaseId::ZERO }], ..Txn::default() };
     let command = Command {
@@ -368,6 +373,58 @@ async fn a_state_in_the_format_of_an_older_program_is_rebuilt() {
     let pair = Pair::open(dir.path()).await.unwrap();
     assert_eq!((pair.applied(), pair.revision()), (Some(19), Revision::new(20)));
     assert!(pair.generation > generation);
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_state_without_a_marker_is_rebuilt_if_there_is_anything_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pair = Pair::open(dir.path()).await.unwrap();
+    pair.write(entries(1, 0..20), 19).await;
+    pair.snapshot().await;
+    pair.state.checkpoint_now().await;
+    let generation = pair.generation;
+    pair.close().await;
+    {
+        let home = EngineHome::new(&dir.path().join("state"), 1024 * 1024);
+        let engine = home.open_newest().unwrap();
+        engine.commit(vec![Write::Delete(Bytes::from_static(b"\0applied"))]).unwrap();
+        engine.flush().unwrap();
+        assert!(!engine.is_empty().unwrap());
+    }
+    let pair = Pair::open(dir.path()).await.unwrap();
+    assert_eq!((pair.applied(), pair.revision()), (Some(19), Revision::new(20)));
+    assert!(pair.generation > generation);
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn damage_that_is_met_while_the_state_is_used_has_it_rebuilt_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pair = Pair::open(dir.path()).await.unwrap();
+    pair.write(entries(1, 0..20), 19).await;
+    pair.snapshot().await;
+    pair.state.checkpoint_now().await;
+    pair.close().await;
+    {
+        let engine = EngineHome::new(&dir.path().join("state"), 1024 * 1024).open_newest().unwrap();
+        let range = (Bound::Included(&[1_u8][..]), Bound::Excluded(&[2_u8][..]));
+        let scan = Scan { start: range.0, end: range.1, order: Order::Ascending, limit: 100, bytes_max: usize::MAX };
+        let pointers = engine.scan(scan).unwrap();
+        assert!(!pointers.is_empty());
+        engine.commit(pointers.into_iter().map(|(key, _)| Write::Put(key, Bytes::from("rot"))).collect()).unwrap();
+        engine.flush().unwrap();
+    }
+    let mut pair = Pair::open(dir.path()).await.unwrap();
+    let generation = pair.generation;
+    let again = entry_to(1, 20, "key-3");
+    pair.write([again.clone()], 19).await;
+    let applied = pair.state.apply(futures::stream::iter([Ok((again, None))])).await;
+    assert!(applied.unwrap_err().to_string().contains("pointer can't be decoded"));
+    pair.close().await;
+    let pair = Pair::open(dir.path()).await.unwrap();
+    assert!(pair.generation > generation);
+    assert_eq!((pair.applied(), pair.revision()), (Some(19), Revision::new(20)));
     pair.close().await;
 }
 

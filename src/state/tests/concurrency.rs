@@ -141,8 +141,8 @@ struct Gate {
 impl Engine for Gate {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
         let found = self.engine.get(key);
-        // 1 is the section of records.
-        if key[0] == 1 && self.armed.swap(false, Ordering::SeqCst) {
+        // 3 is the section of records.
+        if key[0] == 3 && self.armed.swap(false, Ordering::SeqCst) {
             self.reached.wait();
             self.go_on.wait();
         }

@@ -158,7 +158,7 @@ fn the_marker_reaches_the_engine_alone_and_last() {
     machine.checkpointer().run().unwrap();
     machine.apply_blank(position(1));
     machine.checkpointer().run().unwrap();
-    assert_eq!(*engine.1.lock(), [(3, false), (1, false), (1, true), (1, true)]);
+    assert_eq!(*engine.1.lock(), [(2, false), (2, false), (1, true), (1, true)]);
     assert_eq!(engine.0.unflushed(), 0);
 }
 

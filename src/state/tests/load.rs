@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::*;
 use super::harness::{Entry, Harness, delete, put, records};
-use crate::storage::{Engine, Error, MemoryEngine, Order, Scan};
+use crate::storage::{Engine, MemoryEngine, Order, Scan};
 use crate::types::Revision;
 
 fn source() -> Harness {
@@ -84,7 +84,7 @@ fn records_that_do_not_make_up_the_state_are_refused() {
 fn versions_of_a_key_out_of_order_or_twice_are_refused() {
     let pinned = source().machine.pin();
     let good = records(&pinned);
-    let refused = |result| assert!(matches!(result, Err(LoadError::Engine(Error::Damaged(_)))));
+    let refused = |result| assert!(matches!(result, Err(LoadError::OutOfOrder(_))));
     let mut pairs = 0;
     for at in 0..good.len() {
         let mut twice = good.clone();

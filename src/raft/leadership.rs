@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, Term};
 
 /// Who leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +97,15 @@ impl Leadership {
             },
             _ => Leader::None,
         }
+    }
+
+    pub(super) fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// The current term.
+    pub(super) fn term(&self) -> Term {
+        self.metrics.borrow_watched().vote.leader_id.term
     }
 
     /// A receiver that sees changes from now on. Subscribe first, then ask [`Self::leader`], so that no change is missed.

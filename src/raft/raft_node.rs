@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::config::RaftConfig;
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
+use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
 use super::leadership::{Leader, Leadership};
 use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
@@ -87,6 +88,7 @@ struct Inner {
     proposer: Proposer,
     barrier: ReadBarrier,
     leadership: Leadership,
+    mover: LeaderMover,
     server: Arc<PeerServer>,
     fatal: Fatal,
     shutdown: CancellationToken,
@@ -141,7 +143,10 @@ impl RaftNode {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
+            forwarded: forwarded(),
         });
+        let transfers = metrics.register(TransferMetrics::register);
+        let mover = LeaderMover::new(raft.clone(), leadership.clone(), transfers);
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
         let maintenance = Maintenance {
@@ -165,6 +170,7 @@ impl RaftNode {
             proposer,
             barrier,
             leadership,
+            mover,
             server,
             fatal,
             shutdown,
@@ -255,6 +261,21 @@ impl RaftNode {
         self.0.leadership.leader_heard(silence)
     }
 
+    /// Has the voter `to` take over from this node, which leads, and waits until a leader is elected, no longer than to
+    /// `deadline`. Returns who it is: another one, if `to` could not win. Meanwhile nothing is written, so find out
+    /// before that `to` is there and has the log.
+    ///
+    /// # Errors
+    /// [`MoveError`]; only [`MoveError::Unknown`] leaves open who leads.
+    pub async fn transfer_leadership(&self, to: NodeId, deadline: Instant) -> Result<NodeId, MoveError> {
+        self.0.mover.transfer(to, deadline).await
+    }
+
+    /// Returns once no command that another member has forwarded is worked on here.
+    pub async fn forwarded_done(&self) {
+        self.0.server.forwarded.wait().await;
+    }
+
     /// Raft's state at this moment.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -336,6 +357,13 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
         log.must_have_existed().map(|()| log)
     });
     Ok(opening.await.map_err(io::Error::other)??)
+}
+
+/// Counts what other members have forwarded. Closed, which only means that it can be waited for whenever it is empty.
+fn forwarded() -> TaskTracker {
+    let forwarded = TaskTracker::new();
+    forwarded.close();
+    forwarded
 }
 
 /// How often a wanted snapshot is looked for where no news comes.

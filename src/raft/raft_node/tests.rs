@@ -8,6 +8,7 @@ mod elections;
 mod proposing;
 mod reading;
 mod snapshots;
+mod transfers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

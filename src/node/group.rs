@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::Node;
 use super::status::{ClusterStatus, MemberStatus, Source};
 use crate::clock::{self, Instant};
-use crate::raft::{RaftNode, RaftRole, Timers};
+use crate::raft::{RaftNode, Timers};
 use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, LogIndex, NodeId, Term};
 
@@ -92,7 +92,7 @@ impl GroupDesk {
 /// What this member knows.
 fn account(raft: &RaftNode, transport: &dyn Transport, silence: Duration) -> Account {
     let status = raft.status();
-    let leads = status.role() == RaftRole::Leader;
+    let leads = raft.leads();
     let other = |(id, member, _): (NodeId, crate::types::Member, bool)| {
         let reachable = status.heard_from(id).is_some_and(|age| age < silence);
         let rtt = transport.rtt(&member.peer_addr).filter(|_| reachable);

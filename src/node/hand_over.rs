@@ -65,20 +65,16 @@ impl Transfers {
         };
         match self.raft.transfer_leadership(heir, deadline).await {
             Ok(leader) if leader != me => {
-                let status = self.raft.status();
-                tracing::info!(
-                    to = name_of(&status, leader),
-                    term = status.term().get(),
-                    "the leadership was handed over"
-                );
-                self.await_others(&others, status.term()).await;
+                let (to, term) = (name_of(&self.raft.status(), leader), self.raft.term());
+                tracing::info!(to, term = term.get(), "the leadership was handed over");
+                self.await_others(&others, term).await;
             }
             // Somebody else's transfer will do as well.
             Err(MoveError::Busy | MoveError::NotLeader(_)) => {
                 while self.raft.leader() == Leader::Me {
                     tokio::time::sleep(ASK_PAUSE).await;
                 }
-                self.await_others(&others, self.raft.status().term()).await;
+                self.await_others(&others, self.raft.term()).await;
             }
             Ok(_) => tracing::warn!("the hand-over failed: this node was elected again"),
             Err(error) => tracing::warn!(%error, "the hand-over failed"),

@@ -158,9 +158,9 @@ impl Transfers {
         let status = self.raft.status();
         let member = eligible(&status.members(), target)?;
         if target == self.raft.id() {
-            return Ok(Moved { leader: target, term: status.term(), moved: false });
+            return Ok(Moved { leader: target, term: self.raft.term(), moved: false });
         }
-        if status.quorum_age().is_some_and(|age| age > self.timers.election_max) {
+        if !self.raft.leads() {
             return Err(TransferError::NoQuorum);
         }
         let name = member.name;
@@ -173,12 +173,12 @@ impl Transfers {
             return Err(TransferError::Behind { name, entries: lag });
         }
         let leader = self.raft.transfer_leadership(target, deadline).await.map_err(move_error)?;
-        let status = self.raft.status();
+        let term = self.raft.term();
         if leader != target {
             return Err(TransferError::Missed { wanted: name, leader: name_of(&status, leader) });
         }
-        tracing::info!(to = name, id = target.get(), term = status.term().get(), "the leadership was handed over");
-        Ok(Moved { leader, term: status.term(), moved: true })
+        tracing::info!(to = name, id = target.get(), term = term.get(), "the leadership was handed over");
+        Ok(Moved { leader, term, moved: true })
     }
 }
 
@@ -223,7 +223,11 @@ impl Node {
         let transfers = self.transfers().map_err(TransferError::NotReady)?;
         let silence = self.0.timers.leader_silence();
         loop {
-            let result = match transfers.raft.leader_heard(silence) {
+            let leader = match transfers.raft.leader() {
+                Leader::Me => Leader::Me,
+                _ => transfers.raft.leader_heard(silence),
+            };
+            let result = match leader {
                 Leader::Me => transfers.as_leader(target, deadline).await,
                 Leader::Other(id, leader) => self.order(&transfers, id, &leader, target, deadline).await,
                 Leader::None => Err(TransferError::NotLeader),

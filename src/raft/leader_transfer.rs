@@ -100,6 +100,7 @@ impl LeaderMover {
         }
         let term = self.leadership.term();
         tracing::info!(to = to.get(), term = term.get(), "handing over the leadership");
+        self.leadership.hands_over();
         self.raft.trigger().transfer_leader(to).await.map_err(|_| MoveError::Stopping)?;
         let elected = async {
             loop {

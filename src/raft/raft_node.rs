@@ -37,7 +37,7 @@ use crate::clock::{self, Instant};
 use crate::state::{Command, Outcome, StateReader};
 use crate::telemetry::Metrics;
 use crate::transport::{PeerHandler, Transport};
-use crate::types::{ClusterId, LogPosition, Member, NodeId};
+use crate::types::{ClusterId, LogPosition, Member, NodeId, Term};
 
 /// Why consensus can't start.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +161,10 @@ impl RaftNode {
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
         tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
+        let timers = config.timers;
+        let quorum =
+            leadership.clone().watch_quorum(raft.metrics(), timers.election_max, timers.heartbeat, shutdown.clone());
+        tasks.spawn(quorum);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -255,10 +259,23 @@ impl RaftNode {
         self.0.leadership.leader()
     }
 
-    /// As [`Self::leader`], but another member that was silent for longer than `silence` counts as none.
+    /// As [`Self::leader`], but this node counts as none if it has lost its quorum, and so does another member that was
+    /// silent for longer than `silence`.
     #[must_use]
     pub fn leader_heard(&self, silence: Duration) -> Leader {
         self.0.leadership.leader_heard(silence)
+    }
+
+    /// The current term, no older than what [`Self::leader`] tells; that of [`Self::status`] may be, for a moment.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.0.leadership.term()
+    }
+
+    /// Whether this node leads, and has a quorum as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.0.leadership.leads()
     }
 
     /// Has the voter `to` take over from this node, which leads, and waits until a leader is elected, no longer than to
@@ -399,7 +416,7 @@ impl RaftStatus {
 
     /// The current term.
     #[must_use]
-    pub fn term(&self) -> crate::types::Term {
+    pub fn term(&self) -> Term {
         self.metrics.current_term
     }
 
@@ -431,12 +448,6 @@ impl RaftStatus {
     #[must_use]
     pub fn purged(&self) -> Option<LogPosition> {
         self.metrics.purged.map(Into::into)
-    }
-
-    /// Time since a quorum last confirmed this node's leadership; `None` where it does not lead.
-    #[must_use]
-    pub fn quorum_age(&self) -> Option<Duration> {
-        self.metrics.last_quorum_acked.as_ref().map(|at| at.elapsed())
     }
 
     /// Every member: id, what is known of it, whether it votes.

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::RaftConfig;
+use super::config::{RaftConfig, Timers};
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
 use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
@@ -117,11 +117,8 @@ impl RaftNode {
         let (store, state) =
             StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
 
-        let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
         let peers = Peers { transport, cluster, me };
-        let raft = openraft::Raft::new(me, raft_config, NetworkFactory(peers.clone()), log.clone(), store)
-            .await
-            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let raft = start_openraft(config, &peers, log.clone(), store).await?;
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -145,8 +142,7 @@ impl RaftNode {
             leadership: leadership.clone(),
             forwarded: forwarded(),
         });
-        let transfers = metrics.register(TransferMetrics::register);
-        let mover = LeaderMover::new(raft.clone(), leadership.clone(), transfers);
+        let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
         let maintenance = Maintenance {
@@ -160,11 +156,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
-        tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
-        let timers = config.timers;
-        let quorum =
-            leadership.clone().watch_quorum(raft.metrics(), timers.election_max, timers.heartbeat, shutdown.clone());
-        tasks.spawn(quorum);
+        watch_leadership(&leadership, &raft, config.timers, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -374,6 +366,30 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
         log.must_have_existed().map(|()| log)
     });
     Ok(opening.await.map_err(io::Error::other)??)
+}
+
+async fn start_openraft(
+    config: &RaftConfig,
+    peers: &Peers,
+    log: LogStore,
+    store: StateStore,
+) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
+    let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
+    let raft = openraft::Raft::new(peers.me, raft_config, NetworkFactory(peers.clone()), log, store);
+    raft.await.map_err(|error| OpenError::Raft(error.to_string()))
+}
+
+/// Tells the log who leads, and finds out whether this node still has a quorum if it does.
+fn watch_leadership(
+    leadership: &Leadership,
+    raft: &openraft::Raft<TypeConfig, StateStore>,
+    timers: Timers,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    tasks.spawn(leadership.clone().tell(timers.leader_silence(), shutdown.clone()));
+    let Timers { heartbeat, election_max, .. } = timers;
+    tasks.spawn(leadership.clone().watch_quorum(raft.metrics(), election_max, heartbeat, shutdown.clone()));
 }
 
 /// Counts what other members have forwarded. Closed, which only means that it can be waited for whenever it is empty.

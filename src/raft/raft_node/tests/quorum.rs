@@ -1,4 +1,4 @@
-//! A leader that can't reach a quorum.
+//! A leader that can't reach a quorum, cut off both ways or one way: it steps down, and turns callers away.
 
 use super::*;
 use crate::raft::config::Timers;

@@ -1,4 +1,4 @@
-//! Moving the leadership on purpose.
+//! Moving the leadership on purpose: where it goes, what writers notice, and how failing is told.
 
 use futures::future::join_all;
 

@@ -1,7 +1,7 @@
 //! One whole member: its listeners, its node, its HTTP edge and its figures, started and stopped together.
 //!
 //! Guarantees: nothing is written before both ports are ours; health and "not ready" are answered while the cluster forms;
-//! stopping drains clients first, then Raft, then peers. Leaves out: flags, signals, logs and threads (`cli`).
+//! stopping drains clients first, then Raft, then peers, and a leader can hand over before. Leaves out: flags, signals, logs and threads (`cli`).
 
 use std::future::pending;
 use std::io;
@@ -157,6 +157,12 @@ impl Server {
             return pending().await;
         }
         reason
+    }
+
+    /// If this member leads others, has one of them take over, while everybody is served. To be called before
+    /// [`Self::stop`] unless the others stop as well.
+    pub async fn hand_over(&self) {
+        self.node.hand_over().await;
     }
 
     /// Stops: no new requests, those at work to their end, then Raft, then the peer listener.

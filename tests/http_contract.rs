@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 
 use crate::http::{Http, Refused, header, problem_of, refused};
 use quorate::api::model::{
-    ClusterReply, Code, DeleteReply, OutcomeKind, Problem, PutReply, Record, StatusReply, TxnOpReply, ViewSource,
+    ClusterReply, Code, DeleteReply, LeaderReply, NodeRole, OutcomeKind, Problem, PutReply, Record, StatusReply,
+    TxnOpReply, ViewSource,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -546,6 +547,82 @@ async fn a_member_that_lost_its_leader_says_so() {
     let quick = &[("quorate-timeout", "300ms")];
     let refused = http.refused(&Refused { headers: quick, ..refused("GET", "/v1/kv/k", 503, "no_leader") }).await;
     assert_eq!(refused.leader, None, "a leader that is gone is no place to turn to");
+}
+
+#[tokio::test]
+async fn the_leadership_moves_on_request_through_any_node() {
+    let mut cluster = support::cluster(3).await;
+    let https: Vec<Http> = cluster.nodes.iter().map(|node| Http::new(&node.url)).collect();
+    let order = |to: u64| json!({"to": to}).to_string();
+    for (asked, http) in https.iter().enumerate() {
+        let leader = cluster.leader().await;
+        let to = cluster.nodes[(leader + 1) % 3].node.status();
+        let response = http.send("POST", "/v1/cluster/leader", &[], order(to.id.get())).await;
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, 200, "asked at {asked}: {text}");
+        let reply: LeaderReply = serde_json::from_str(&text).unwrap();
+        assert_eq!((reply.leader.id, reply.moved), (to.id.get(), true), "asked at {asked}");
+        assert_eq!((reply.leader.name, reply.leader.client_url), (to.member.name, to.member.client_url));
+        let again = http.send("POST", "/v1/cluster/leader", &[], order(to.id.get())).await;
+        let again: LeaderReply = again.json().await.unwrap();
+        assert_eq!((again.leader.id, again.term, again.moved), (to.id.get(), reply.term, false), "it leads already");
+    }
+    for http in &https {
+        let post = |status, code, body: &str| Refused {
+            body: body.to_owned(),
+            ..refused("POST", "/v1/cluster/leader", status, code)
+        };
+        let unknown = http.refused(&post(404, "member_not_found", &order(9))).await;
+        assert_eq!(unknown.detail, "there is no member 9; the voters are 1 (n1), 2 (n2), 3 (n3)");
+        for body in ["", "{}", "[2]", "{\"to\":\"n2\"}", "{\"to\":2,\"force\":true}"] {
+            http.refused(&post(400, "bad_request", body)).await;
+        }
+        http.refused(&refused("GET", "/v1/cluster/leader", 405, "method_not_allowed")).await;
+    }
+    // A member that is gone is asked for before anything is begun.
+    let leader = cluster.leader().await;
+    let (gone, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (term, to) = (cluster.nodes[leader].node.status().term, cluster.nodes[gone].node.status().id.get());
+    cluster.stop(gone).await;
+    let lost = Refused { body: order(to), ..refused("POST", "/v1/cluster/leader", 409, "conflict") };
+    let told = https[other].refused(&lost).await;
+    assert!(told.detail.starts_with(&format!("the leader can't reach n{to}")), "{}", told.detail);
+    assert_eq!(cluster.nodes[leader].node.status().term, term, "nothing was begun");
+}
+
+#[tokio::test]
+async fn a_leader_without_a_quorum_steps_down() {
+    let mut cluster = support::cluster(3).await;
+    let leader = cluster.leader().await;
+    let http = Http::new(&cluster.nodes[leader].url);
+    http.put("k", "v").await;
+    for other in (0..3).filter(|other| *other != leader) {
+        cluster.stop(other).await;
+    }
+    let deadline = quorate::clock::now() + support::PATIENCE;
+    let status = loop {
+        let status: StatusReply = http.get("/v1/status").await.json().await.unwrap();
+        if !status.ready || quorate::clock::now() > deadline {
+            break status;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!((status.ready, status.role, status.leader), (false, NodeRole::Follower, None));
+    assert_eq!(status.not_ready_reason.as_deref(), Some("it can't reach a quorum, and leads no more"));
+    let told: ClusterReply = http.get("/v1/cluster").await.json().await.unwrap();
+    assert_eq!((told.view, told.leader), (ViewSource::Local, None));
+    // However long the caller would wait.
+    let patient = &[("quorate-timeout", "50s")];
+    let began = quorate::clock::now();
+    let write = Refused { headers: patient, ..refused("PUT", "/v1/kv/k", 503, "no_quorum") };
+    assert_eq!(http.refused(&write).await.outcome, OutcomeKind::NotApplied);
+    http.refused(&Refused { headers: patient, ..refused("GET", "/v1/kv/k", 503, "no_quorum") }).await;
+    http.refused(&Refused { headers: patient, ..refused("GET", "/readyz", 503, "not_ready") }).await;
+    let body = json!({"to": (leader + 1) % 3 + 1}).to_string();
+    let order = Refused { headers: patient, body, ..refused("POST", "/v1/cluster/leader", 503, "no_quorum") };
+    http.refused(&order).await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(http.get("/v1/kv/k?consistency=stale").await.status(), 200);
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ use super::{cluster, kv, list, ops, txn};
         txn::run_txn,
         cluster::get_status,
         cluster::get_cluster,
+        cluster::post_leader,
         ops::get_snapshot,
         ops::get_healthz,
         ops::get_readyz,

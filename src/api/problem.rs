@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use super::admission::Scarce;
 use super::model::{Code, Invalid, OutcomeKind};
 use super::query::shown;
-use crate::node::{ReadError, WriteError};
+use crate::node::{ReadError, TransferError, WriteError};
 use crate::state::Rejection;
 use crate::types::Revision;
 
@@ -27,6 +27,8 @@ pub(super) enum Failure {
     Write(#[from] WriteError),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     #[error(transparent)]
     Edge(#[from] EdgeError),
 }
@@ -107,6 +109,7 @@ impl Failure {
             Self::Invalid(invalid) => of_invalid(invalid),
             Self::Write(error) => of_write(error),
             Self::Read(error) => of_read(error),
+            Self::Transfer(error) => of_transfer(error),
             Self::Edge(error) => of_edge(error),
         }
     }
@@ -153,6 +156,23 @@ fn of_read(error: &ReadError) -> Class {
     }
 }
 
+fn of_transfer(error: &TransferError) -> Class {
+    let unavailable = |code| Class::later(StatusCode::SERVICE_UNAVAILABLE, code, RETRY_AFTER);
+    match error {
+        TransferError::NotReady(_) => unavailable(Code::NotReady),
+        TransferError::NoLeader | TransferError::NotLeader => unavailable(Code::NoLeader),
+        TransferError::NoQuorum => unavailable(Code::NoQuorum),
+        TransferError::UnknownMember { .. } => Class::refused(StatusCode::NOT_FOUND, Code::MemberNotFound),
+        // Not to be tried again unseen: somebody has to look at the member first.
+        TransferError::Learner { .. }
+        | TransferError::Unreachable { .. }
+        | TransferError::Behind { .. }
+        | TransferError::Missed { .. } => Class::refused(StatusCode::CONFLICT, Code::Conflict),
+        TransferError::Busy => Class { retryable: true, ..Class::refused(StatusCode::CONFLICT, Code::MembershipBusy) },
+        TransferError::Unknown(_) => Class::unknown(StatusCode::GATEWAY_TIMEOUT, Code::OutcomeUnknown),
+    }
+}
+
 fn of_edge(error: &EdgeError) -> Class {
     match error {
         EdgeError::UnknownEndpoint => Class::refused(StatusCode::NOT_FOUND, Code::NotFound),
@@ -191,7 +211,10 @@ pub(super) const fn title(code: Code) -> &'static str {
         Code::PermissionDenied => "the request is not allowed",
         Code::KeyNotFound => "the key does not exist",
         Code::NotFound => "there is no such endpoint",
+        Code::MemberNotFound => "there is no such member",
         Code::MethodNotAllowed => "the method is not allowed here",
+        Code::Conflict => "the request does not go with how things stand",
+        Code::MembershipBusy => "another change of the group is under way",
         Code::RevisionCompacted => "the history asked for was given up",
         Code::PreconditionFailed => "the precondition does not hold",
         Code::ValueTooLarge => "the value or body is too large",
@@ -201,7 +224,7 @@ pub(super) const fn title(code: Code) -> &'static str {
         Code::NoQuorum => "the leader can't reach a quorum",
         Code::NotReady => "this node can't serve at present",
         Code::StaleBeyondBound => "the freshness asked for can't be proven here",
-        Code::OutcomeUnknown => "the outcome of the write is not known",
+        Code::OutcomeUnknown => "the outcome is not known",
         Code::Unknown => "a problem of a newer version",
     }
 }

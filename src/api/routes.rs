@@ -35,6 +35,7 @@ pub(super) enum Route {
     Txn,
     Status,
     Cluster,
+    Leader,
     Snapshot,
     Healthz,
     Readyz,
@@ -43,12 +44,13 @@ pub(super) enum Route {
 }
 
 impl Route {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Key,
         Self::Keys,
         Self::Txn,
         Self::Status,
         Self::Cluster,
+        Self::Leader,
         Self::Snapshot,
         Self::Healthz,
         Self::Readyz,
@@ -64,6 +66,7 @@ impl Route {
             Self::Txn => "/v1/txn",
             Self::Status => "/v1/status",
             Self::Cluster => "/v1/cluster",
+            Self::Leader => "/v1/cluster/leader",
             Self::Snapshot => "/v1/snapshot",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
@@ -77,7 +80,7 @@ impl Route {
         match self {
             Self::Key => "GET, HEAD, PUT, DELETE",
             Self::Keys => "GET, DELETE",
-            Self::Txn => "POST",
+            Self::Txn | Self::Leader => "POST",
             Self::Snapshot => "GET",
             Self::Status | Self::Cluster | Self::Healthz | Self::Readyz | Self::Metrics | Self::OpenApi => "GET, HEAD",
         }
@@ -224,6 +227,7 @@ impl Api {
             (Route::Txn, &Method::POST) => txn::run_txn(self, call, body).await,
             (Route::Status, &Method::GET | &Method::HEAD) => cluster::get_status(self, call),
             (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call).await,
+            (Route::Leader, &Method::POST) => cluster::post_leader(self, call, body).await,
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
             (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,

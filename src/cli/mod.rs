@@ -11,6 +11,7 @@ mod connect;
 mod dev;
 mod failure;
 mod kv;
+mod leader;
 mod output;
 mod run_server;
 mod serve;
@@ -52,6 +53,8 @@ enum Command {
     #[command(subcommand)]
     Member(cluster::MemberCommand),
     #[command(subcommand)]
+    Leader(leader::LeaderCommand),
+    #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -83,6 +86,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Txn(txn) => client_command(async { txn.run(global).await }),
         Command::Status(status) => client_command(async { status.run(global).await }),
         Command::Member(command) => client_command(async { command.run(global).await }),
+        Command::Leader(command) => client_command(async { command.run(global).await }),
         Command::Snapshot(command) => client_command(async { command.run(global).await }),
         Command::Bench(command) => command.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),

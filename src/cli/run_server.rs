@@ -155,6 +155,10 @@ async fn run_server(
         reason = server.failed() => Err(Failure::integrity(format!("ending after a local failure: {reason}"))),
         () = signals => {
             tracing::info!("stopping: a signal came");
+            // Where all nodes end at once there is nobody to hand over to.
+            if !stop.is_cancelled() {
+                server.hand_over().await;
+            }
             Ok(())
         }
         () = stop.cancelled() => Ok(()),

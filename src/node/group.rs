@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::Node;
 use super::status::{ClusterStatus, MemberStatus, Source};
 use crate::clock::{self, Instant};
-use crate::raft::{RaftNode, RaftRole};
+use crate::raft::{RaftNode, Timers};
 use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, LogIndex, NodeId, Term};
 
@@ -48,10 +48,10 @@ struct Question {
 
 /// What one member knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Account {
-    term: Term,
+pub(super) struct Account {
+    pub(super) term: Term,
     leads: bool,
-    last_log_index: Option<LogIndex>,
+    pub(super) last_log_index: Option<LogIndex>,
     /// Of a leader: how it sees the others.
     others: Vec<Other>,
 }
@@ -92,7 +92,7 @@ impl GroupDesk {
 /// What this member knows.
 fn account(raft: &RaftNode, transport: &dyn Transport, silence: Duration) -> Account {
     let status = raft.status();
-    let leads = status.role() == RaftRole::Leader;
+    let leads = raft.leads();
     let other = |(id, member, _): (NodeId, crate::types::Member, bool)| {
         let reachable = status.heard_from(id).is_some_and(|age| age < silence);
         let rtt = transport.rtt(&member.peer_addr).filter(|_| reachable);
@@ -123,21 +123,16 @@ impl Node {
         let mut accounts = BTreeMap::from([(raft.id(), account(raft, &*self.0.transport, silence))]);
         let status = raft.status();
         if !accounts[&raft.id()].leads {
+            let cluster = self.0.desk.identity().map_or(ClusterId::ZERO, |identity| identity.cluster);
             let members = status.members().into_iter().filter(|(id, ..)| *id != raft.id());
-            let asked =
-                members.map(|(id, member, _)| async move { Some((id, self.ask(id, &member.peer_addr).await?)) });
+            let asked = members.map(|(id, member, _)| async move {
+                Some((id, ask(&*self.0.transport, cluster, self.0.timers, id, &member.peer_addr).await?))
+            });
             accounts.extend(join_all(asked).await.into_iter().flatten());
         }
         let view = self.view_of(&accounts, &status.members());
         *last = Some((clock::now(), view.clone()));
         Ok(view)
-    }
-
-    async fn ask(&self, id: NodeId, peer: &str) -> Option<Account> {
-        let question = Question { cluster: self.0.desk.identity()?.cluster, to: id };
-        let deadline = clock::now() + self.0.timers.election_min.max(ASK_TIMEOUT_MIN);
-        let answer = self.0.transport.call(peer, Channel::Control, encode(&question), deadline).await;
-        decode(&answer.inspect_err(|error| tracing::debug!(%error, "a member gave no account")).ok()?)
     }
 
     fn view_of(
@@ -175,6 +170,20 @@ impl Node {
             members: members.iter().map(member).collect(),
         }
     }
+}
+
+/// What another member knows; `None` if it does not answer.
+pub(super) async fn ask(
+    transport: &dyn Transport,
+    cluster: ClusterId,
+    timers: Timers,
+    id: NodeId,
+    peer: &str,
+) -> Option<Account> {
+    let question = Question { cluster, to: id };
+    let deadline = clock::now() + timers.election_min.max(ASK_TIMEOUT_MIN);
+    let answer = transport.call(peer, Channel::Control, encode(&question), deadline).await;
+    decode(&answer.inspect_err(|error| tracing::debug!(%error, "a member gave no account")).ok()?)
 }
 
 fn encode<T: Serialize>(value: &T) -> Bytes {

@@ -6,6 +6,8 @@
 mod directory;
 mod forming;
 mod group;
+mod hand_over;
+mod leader_transfer;
 mod peer_desk;
 mod read;
 mod request;
@@ -17,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
+pub use leader_transfer::{Moved, TransferError};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
@@ -88,6 +91,14 @@ impl Node {
             Leader::Other(id, member) => Some((id, member)),
             Leader::None => None,
         }
+    }
+
+    /// What the group knows of a member; nothing but its id as a name where it knows none.
+    #[must_use]
+    pub fn member(&self, id: NodeId) -> Member {
+        let members = self.0.raft.get().map(|raft| raft.status().members()).unwrap_or_default();
+        let found = members.into_iter().find(|(member, ..)| *member == id).map(|(_, member, _)| member);
+        found.unwrap_or_else(|| Member { name: id.get().to_string(), ..Member::default() })
     }
 
     /// A snapshot file that holds at least everything applied before the call.

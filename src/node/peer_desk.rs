@@ -1,10 +1,11 @@
 //! Where calls of other members arrive: forming messages from the first moment on, Raft's once it runs.
 //!
 //! The first byte tells them apart: Raft's messages begin with their format version, which stays below 128, forming
-//! messages with [`FORMING`], questions about the group with [`GROUP`].
+//! messages with [`FORMING`], questions about the group with [`GROUP`], orders to hand over with [`TRANSFER`].
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
-//! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`, `group`).
+//! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`,
+//! `group`, `leader_transfer`).
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,15 +13,23 @@ use bytes::Bytes;
 
 use super::forming::FormingDesk;
 use super::group::{GROUP, GroupDesk};
+use super::leader_transfer::{TRANSFER, Transfers};
 use crate::transport::{BoxFuture, Channel, PeerHandler};
 
 /// The first byte of a forming message.
 pub(super) const FORMING: u8 = 0xF0;
 
+/// Who answers once Raft runs.
+struct Running {
+    raft: Arc<dyn PeerHandler>,
+    group: GroupDesk,
+    transfers: Transfers,
+}
+
 /// Answers other members.
 pub(super) struct PeerDesk {
     forming: Arc<FormingDesk>,
-    raft: OnceLock<(Arc<dyn PeerHandler>, GroupDesk)>,
+    raft: OnceLock<Running>,
 }
 
 impl PeerDesk {
@@ -28,10 +37,10 @@ impl PeerDesk {
         Self { forming, raft: OnceLock::new() }
     }
 
-    /// From now on Raft's messages and questions about the group are answered, too.
-    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk) {
+    /// From now on Raft's messages, questions about the group and orders to hand over are answered, too.
+    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk, transfers: Transfers) {
         // Opened once, at the end of the start.
-        let _ = self.raft.set((raft, group));
+        let _ = self.raft.set(Running { raft, group, transfers });
     }
 }
 
@@ -43,8 +52,9 @@ impl PeerHandler for PeerDesk {
                 let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
-            (Some(&GROUP), Some((_, group))) => Box::pin(std::future::ready(group.handle(&request))),
-            (Some(_), Some((raft, _))) => raft.handle(channel, request),
+            (Some(&GROUP), Some(running)) => Box::pin(std::future::ready(running.group.handle(&request))),
+            (Some(&TRANSFER), Some(running)) => Box::pin(async move { running.transfers.handle(&request).await }),
+            (Some(_), Some(running)) => running.raft.handle(channel, request),
             _ => Box::pin(std::future::ready(None)),
         }
     }

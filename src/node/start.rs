@@ -14,6 +14,7 @@ use super::Node;
 use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
 use super::group::GroupDesk;
+use super::leader_transfer::Transfers;
 use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
@@ -100,7 +101,13 @@ impl Node {
         self.0.desk.set_initialized(initialized);
         let silence = config.raft.timers.leader_silence();
         let group = GroupDesk::new(identity.cluster, raft.clone(), self.0.transport.clone(), silence);
-        self.0.peer_desk.open(raft.handler(), group);
+        let transfers = Transfers {
+            cluster: identity.cluster,
+            raft: raft.clone(),
+            transport: self.0.transport.clone(),
+            timers: config.raft.timers,
+        };
+        self.0.peer_desk.open(raft.handler(), group, transfers);
         if !initialized {
             self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
         }

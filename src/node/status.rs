@@ -171,7 +171,11 @@ impl Node {
         let index = |position: Option<LogPosition>| position.map(|position| position.index);
         let reader = raft.reader();
         let applied = reader.applied();
-        status.role = role(&of_raft);
+        status.role = match role(&of_raft) {
+            // Without a quorum it leads nobody, whatever Raft calls it until it hears of the next leader.
+            Role::Leader if !raft.leads() => Role::Follower,
+            role => role,
+        };
         status.leader = self.leader();
         status.term = of_raft.term();
         status.last_log_index = of_raft.last_log_index().map(LogIndex::new);
@@ -197,12 +201,11 @@ impl Node {
         if let Some(reason) = self.0.fatal.reason() {
             return Err(reason);
         }
+        if status.leader.is_none() && raft.role() == RaftRole::Leader {
+            return Err("it can't reach a quorum, and leads no more".into());
+        }
         if status.leader.is_none() {
             return Err("there is no leader at present".into());
-        }
-        let lost = raft.quorum_age().is_some_and(|age| age > self.0.timers.election_max);
-        if status.role == Role::Leader && lost {
-            return Err("the leader can't reach a quorum".into());
         }
         Ok(())
     }

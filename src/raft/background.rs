@@ -61,7 +61,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_of_who_waits() {
-        let error = run("the work", || panic!("on purpose")).await.map(|()| ()).unwrap_err();
+        let error = run("the work", || -> () { panic!("on purpose") }).await.unwrap_err();
         assert!(error.to_string().starts_with("the work panicked"), "{error}");
     }
 }

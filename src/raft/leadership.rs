@@ -1,5 +1,9 @@
 //! Who leads, as this node knows it.
 //!
+//! openraft's leader that has lost its quorum refuses new entries once its lease is over, but goes on calling itself leader
+//! until it hears of the next one, which may be never. Here it steps down: it counts as no leader, and whoever waits for it
+//! to serve is turned away at once, not at their deadlines.
+//!
 //! Guarantees: cheap to ask, and changes can be awaited. Leaves out: proof. Somebody else may lead by now; whoever acts on
 //! an answer must be able to be refused.
 
@@ -10,12 +14,13 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
-
+use openraft::{Instant as _, RaftMetrics};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, Term};
 
 /// Who leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +33,15 @@ pub enum Leader {
     None,
 }
 
-/// No call of a leader yet.
+/// It has not happened yet.
 const NEVER: u64 = u64::MAX;
+
+/// A leader has lost its quorum once it was found without one so many times in a row: one that slept is given the time to
+/// hear from the others before it turns anybody away.
+const LOST_LOOKS: u32 = 2;
+
+/// The time in leases within which somebody is elected behind a hand-over that failed: writes wait for that.
+const HAND_OVER_LEASES: u32 = 3;
 
 /// Asks openraft's metrics. Cheap to clone.
 #[derive(Clone)]
@@ -39,27 +51,85 @@ pub(super) struct Leadership {
     /// When the leader last called, in milliseconds since `epoch`; [`NEVER`] in this life.
     heard_ms: Arc<AtomicU64>,
     epoch: Instant,
+    /// When this node last began to hand over, as `heard_ms`.
+    handed_ms: Arc<AtomicU64>,
+    /// Whether this node leads and has lost its quorum, as far as [`Self::watch_quorum`] found.
+    lost: Arc<watch::Sender<bool>>,
 }
 
 impl Leadership {
     pub(super) fn new(me: NodeId, metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>) -> Self {
-        Self { me, metrics, heard_ms: Arc::new(AtomicU64::new(NEVER)), epoch: clock::now() }
+        let lost = Arc::new(watch::Sender::new(false));
+        let never = || Arc::new(AtomicU64::new(NEVER));
+        Self { me, metrics, heard_ms: never(), epoch: clock::now(), handed_ms: never(), lost }
     }
 
     /// The leader called: it is alive, and reaches this node.
     pub(super) fn heard(&self) {
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard_ms.store(now, Ordering::Relaxed);
+        self.note(&self.heard_ms);
     }
 
-    /// As [`Self::leader`], but another leader that was silent for longer than `silence` counts as none: openraft goes on
-    /// naming it until the next one is elected, which without a quorum is never.
+    /// This node begins to hand over: it asks for no confirmation any more, and that it gets none means nothing.
+    pub(super) fn hands_over(&self) {
+        self.note(&self.handed_ms);
+    }
+
+    fn note(&self, moment: &AtomicU64) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        moment.store(now, Ordering::Relaxed);
+    }
+
+    /// The time since a moment that was noted; `None` if none was.
+    fn since(&self, moment: &AtomicU64) -> Option<Duration> {
+        let noted = Some(moment.load(Ordering::Relaxed)).filter(|noted| *noted != NEVER)?;
+        Some((self.epoch + Duration::from_millis(noted)).elapsed())
+    }
+
+    /// Looks again and again whether this node leads without a quorum, until `shutdown`. A quorum is lost when none has
+    /// confirmed the leadership for as long as `lease`.
+    pub(super) async fn watch_quorum(
+        self,
+        raft: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+        lease: Duration,
+        pause: Duration,
+        shutdown: CancellationToken,
+    ) {
+        let mut changes = self.subscribe();
+        let mut found = 0;
+        loop {
+            let news = tokio::time::timeout(pause, changes.changed());
+            let Some(news) = shutdown.run_until_cancelled(news).await else { return };
+            // A change can only end it: it is counted as often as it was looked for.
+            let looked = u32::from(news.is_err());
+            let hands_over = self.since(&self.handed_ms).is_some_and(|begun| begun < lease * HAND_OVER_LEASES);
+            let overdue = !hands_over && is_overdue(&raft.borrow_watched(), lease);
+            found = if overdue { found + looked } else { 0 };
+            let lost = found >= LOST_LOOKS;
+            if self.lost.send_if_modified(|before| std::mem::replace(before, lost) != lost) && lost {
+                tracing::warn!("no quorum confirms that this node leads; it stops serving until one does");
+            }
+        }
+    }
+
+    /// Whether this node leads, but has lost its quorum, and when that changes.
+    pub(super) fn lost_quorum(&self) -> watch::Receiver<bool> {
+        self.lost.subscribe()
+    }
+
+    /// Whether this node leads, and has a quorum as far as it knows.
+    pub(super) fn leads(&self) -> bool {
+        self.leader() == Leader::Me && !*self.lost.borrow()
+    }
+
+    /// As [`Self::leader`], but this node counts as none if it has lost its quorum, and so does another leader that was
+    /// silent for longer than `silence`: openraft goes on naming it until the next one is elected, which without a quorum
+    /// is never.
     pub(super) fn leader_heard(&self, silence: Duration) -> Leader {
         // After a start the vote on disk names a leader of the last life.
-        let heard = Some(self.heard_ms.load(Ordering::Relaxed)).filter(|heard| *heard != NEVER);
-        let silent = heard.is_none_or(|heard| (self.epoch + Duration::from_millis(heard)).elapsed() > silence);
+        let silent = self.since(&self.heard_ms).is_none_or(|heard| heard > silence);
         match self.leader() {
             Leader::Other(..) if silent => Leader::None,
+            Leader::Me if *self.lost.borrow() => Leader::None,
             leader => leader,
         }
     }
@@ -99,6 +169,15 @@ impl Leadership {
         }
     }
 
+    pub(super) fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// The current term.
+    pub(super) fn term(&self) -> Term {
+        self.metrics.borrow_watched().vote.leader_id.term
+    }
+
     /// A receiver that sees changes from now on. Subscribe first, then ask [`Self::leader`], so that no change is missed.
     pub(super) fn subscribe(&self) -> LeadershipChanges {
         let mut metrics = self.metrics.clone();
@@ -106,6 +185,13 @@ impl Leadership {
         drop(metrics.borrow_and_update());
         LeadershipChanges(metrics)
     }
+}
+
+/// Whether this is a leader of others that no quorum has confirmed for so long.
+fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
+    let alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
+    let confirmed = metrics.last_quorum_acked.as_ref();
+    metrics.state.is_leader() && !alone && confirmed.is_some_and(|at| at.elapsed() > lease)
 }
 
 impl Leader {

@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod engine_home;
 mod fatal;
+mod leader_transfer;
 mod leadership;
 mod log_store;
 mod maintenance;
@@ -29,6 +30,7 @@ pub mod types;
 
 pub use config::{RTT_MAX, RaftConfig, Timers};
 pub use fatal::Fatal;
+pub use leader_transfer::MoveError;
 pub use leadership::Leader;
 pub use log_store::{LogConfig, LogError, LogStore};
 pub use membership::MembershipError;

@@ -16,9 +16,10 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::RaftConfig;
+use super::config::{RaftConfig, Timers};
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
+use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
 use super::leadership::{Leader, Leadership};
 use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
@@ -36,7 +37,7 @@ use crate::clock::{self, Instant};
 use crate::state::{Command, Outcome, StateReader};
 use crate::telemetry::Metrics;
 use crate::transport::{PeerHandler, Transport};
-use crate::types::{ClusterId, LogPosition, Member, NodeId};
+use crate::types::{ClusterId, LogPosition, Member, NodeId, Term};
 
 /// Why consensus can't start.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,7 @@ struct Inner {
     proposer: Proposer,
     barrier: ReadBarrier,
     leadership: Leadership,
+    mover: LeaderMover,
     server: Arc<PeerServer>,
     fatal: Fatal,
     shutdown: CancellationToken,
@@ -115,11 +117,8 @@ impl RaftNode {
         let (store, state) =
             StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
 
-        let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
         let peers = Peers { transport, cluster, me };
-        let raft = openraft::Raft::new(me, raft_config, NetworkFactory(peers.clone()), log.clone(), store)
-            .await
-            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let raft = start_openraft(config, &peers, log.clone(), store).await?;
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -141,7 +140,9 @@ impl RaftNode {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
+            forwarded: forwarded(),
         });
+        let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
         let maintenance = Maintenance {
@@ -155,7 +156,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
-        tasks.spawn(leadership.clone().tell(config.timers.leader_silence(), shutdown.clone()));
+        watch_leadership(&leadership, &raft, config.timers, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -165,6 +166,7 @@ impl RaftNode {
             proposer,
             barrier,
             leadership,
+            mover,
             server,
             fatal,
             shutdown,
@@ -249,10 +251,38 @@ impl RaftNode {
         self.0.leadership.leader()
     }
 
-    /// As [`Self::leader`], but another member that was silent for longer than `silence` counts as none.
+    /// As [`Self::leader`], but this node counts as none if it has lost its quorum, and so does another member that was
+    /// silent for longer than `silence`.
     #[must_use]
     pub fn leader_heard(&self, silence: Duration) -> Leader {
         self.0.leadership.leader_heard(silence)
+    }
+
+    /// The current term, no older than what [`Self::leader`] tells; that of [`Self::status`] may be, for a moment.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.0.leadership.term()
+    }
+
+    /// Whether this node leads, and has a quorum as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.0.leadership.leads()
+    }
+
+    /// Has the voter `to` take over from this node, which leads, and waits until a leader is elected, no longer than to
+    /// `deadline`. Returns who it is: another one, if `to` could not win. Meanwhile nothing is written, so find out
+    /// before that `to` is there and has the log.
+    ///
+    /// # Errors
+    /// [`MoveError`]; only [`MoveError::Unknown`] leaves open who leads.
+    pub async fn transfer_leadership(&self, to: NodeId, deadline: Instant) -> Result<NodeId, MoveError> {
+        self.0.mover.transfer(to, deadline).await
+    }
+
+    /// Returns once no command that another member has forwarded is worked on here.
+    pub async fn forwarded_done(&self) {
+        self.0.server.forwarded.wait().await;
     }
 
     /// Raft's state at this moment.
@@ -338,6 +368,37 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
     Ok(opening.await.map_err(io::Error::other)??)
 }
 
+async fn start_openraft(
+    config: &RaftConfig,
+    peers: &Peers,
+    log: LogStore,
+    store: StateStore,
+) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
+    let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
+    let raft = openraft::Raft::new(peers.me, raft_config, NetworkFactory(peers.clone()), log, store);
+    raft.await.map_err(|error| OpenError::Raft(error.to_string()))
+}
+
+/// Tells the log who leads, and finds out whether this node still has a quorum if it does.
+fn watch_leadership(
+    leadership: &Leadership,
+    raft: &openraft::Raft<TypeConfig, StateStore>,
+    timers: Timers,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    tasks.spawn(leadership.clone().tell(timers.leader_silence(), shutdown.clone()));
+    let Timers { heartbeat, election_max, .. } = timers;
+    tasks.spawn(leadership.clone().watch_quorum(raft.metrics(), election_max, heartbeat, shutdown.clone()));
+}
+
+/// Counts what other members have forwarded. Closed, which only means that it can be waited for whenever it is empty.
+fn forwarded() -> TaskTracker {
+    let forwarded = TaskTracker::new();
+    forwarded.close();
+    forwarded
+}
+
 /// How often a wanted snapshot is looked for where no news comes.
 const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
 
@@ -371,7 +432,7 @@ impl RaftStatus {
 
     /// The current term.
     #[must_use]
-    pub fn term(&self) -> crate::types::Term {
+    pub fn term(&self) -> Term {
         self.metrics.current_term
     }
 
@@ -403,12 +464,6 @@ impl RaftStatus {
     #[must_use]
     pub fn purged(&self) -> Option<LogPosition> {
         self.metrics.purged.map(Into::into)
-    }
-
-    /// Time since a quorum last confirmed this node's leadership; `None` where it does not lead.
-    #[must_use]
-    pub fn quorum_age(&self) -> Option<Duration> {
-        self.metrics.last_quorum_acked.as_ref().map(|at| at.elapsed())
     }
 
     /// Every member: id, what is known of it, whether it votes.

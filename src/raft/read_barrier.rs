@@ -112,8 +112,18 @@ impl ReadBarrier {
         &self.freshness
     }
 
-    /// Returns once everything acknowledged before the call is applied here. Tries until `deadline`.
+    /// Returns once everything acknowledged before the call is applied here. Tries until `deadline`, or until this node
+    /// is a leader that has lost its quorum.
     pub(super) async fn wait(&self, deadline: Instant) -> Result<(), BarrierError> {
+        let mut lost = self.leadership.lost_quorum();
+        tokio::select! {
+            biased;
+            result = self.attempts(deadline) => result,
+            Ok(_) = lost.wait_for(|lost| *lost) => Err(BarrierError::NoQuorum),
+        }
+    }
+
+    async fn attempts(&self, deadline: Instant) -> Result<(), BarrierError> {
         let mut last = None;
         loop {
             let mut changes = self.leadership.subscribe();

@@ -47,6 +47,8 @@ pub(super) struct PeerServer {
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) leadership: Leadership,
+    /// Holds a token for each call with forwarded commands.
+    pub(super) forwarded: TaskTracker,
 }
 
 impl PeerHandler for PeerServer {
@@ -97,6 +99,7 @@ impl PeerServer {
     }
 
     async fn propose(&self, commands: Bytes, timeout_ms: u64) -> Result<Vec<Option<Outcome>>, ForwardRefusal> {
+        let _at_work = self.forwarded.token();
         let commands =
             Batch::from(commands).decode().map_err(|error| ForwardRefusal::NotProposed(error.to_string()))?;
         let deadline = clock::now() + Duration::from_millis(timeout_ms).min(CALL_TIMEOUT_MAX);

@@ -147,8 +147,9 @@ pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Re
         pointers.push((key, encode_pointer(&versions.newest().change, chain)));
     }
     rows.sort_unstable_by_key(|row| row.0);
-    if let Some([_, (place, key, ..)]) = rows.array_windows().find(|[a, b]| a.0 == b.0) {
-        return Err(LayerError::NotNewer { key: (*key).clone(), revision: place.revision });
+    if let Some(twice) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let (place, key, ..) = twice[1];
+        return Err(LayerError::NotNewer { key: key.clone(), revision: place.revision });
     }
     for (place, _, version, _) in &rows {
         for (part, bytes) in (0..).zip(parts(&version.change)) {

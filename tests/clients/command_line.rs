@@ -54,8 +54,15 @@ fn react(request: &Request) -> Reaction {
         ),
         ("GET", "/v1/status") => json(200, STATUS),
         ("GET", "/v1/cluster") => json(200, CLUSTER),
+        ("POST", "/v1/cluster/leader") if request.body == b"{\"to\":1}" => json(200, &leader(1, false)),
+        ("POST", "/v1/cluster/leader") => problem(409, "conflict", false, "not_applied"),
         _ => problem(404, "not_found", false, "not_applied"),
     }
+}
+
+/// What an order to move the leadership is answered with.
+fn leader(id: u64, moved: bool) -> String {
+    format!(r#"{{"leader":{{"id":{id},"name":"n{id}","client_url":"http://h{id}:7480"}},"term":2,"moved":{moved}}}"#)
 }
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");

@@ -10,6 +10,7 @@ mod disk;
 mod disk_failures;
 mod durability;
 mod forming;
+mod hand_over;
 mod links;
 mod load;
 mod process;

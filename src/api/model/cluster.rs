@@ -1,4 +1,4 @@
-//! What `GET /v1/status` and `GET /v1/cluster` answer.
+//! What `GET /v1/status` and `GET /v1/cluster` answer, and what `POST /v1/cluster/leader` takes and answers.
 //!
 //! Guarantees: what is not known is `null`, never a made-up zero. Leaves out: how it is found out (`node::status`).
 
@@ -204,6 +204,26 @@ pub struct ClusterReply {
     pub members: Vec<MemberInfo>,
     /// How the group stands.
     pub quorum: QuorumInfo,
+}
+
+/// Who shall lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaderRequest {
+    /// The id of a voter.
+    #[serde(deserialize_with = "super::bytestring::number")]
+    pub to: u64,
+}
+
+/// Who leads now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaderReply {
+    /// The leader.
+    pub leader: LeaderInfo,
+    /// Its term.
+    pub term: u64,
+    /// Whether the leadership was moved; `false` where that member led already.
+    pub moved: bool,
 }
 
 impl From<node::Role> for NodeRole {

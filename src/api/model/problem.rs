@@ -22,8 +22,14 @@ pub enum Code {
     KeyNotFound,
     /// There is no such endpoint.
     NotFound,
+    /// No member has this id.
+    MemberNotFound,
     /// The endpoint exists, but not with this method.
     MethodNotAllowed,
+    /// What is asked for does not go with how things stand.
+    Conflict,
+    /// Another change of the group is under way.
+    MembershipBusy,
     /// The history that was asked for was given up.
     RevisionCompacted,
     /// `If-Match` or `If-None-Match` does not hold.
@@ -51,14 +57,17 @@ pub enum Code {
 
 impl Code {
     /// Every code this program produces.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest,
         Self::InvalidKey,
         Self::InvalidRange,
         Self::PermissionDenied,
         Self::KeyNotFound,
         Self::NotFound,
+        Self::MemberNotFound,
         Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::MembershipBusy,
         Self::RevisionCompacted,
         Self::PreconditionFailed,
         Self::ValueTooLarge,
@@ -81,7 +90,10 @@ impl Code {
             Self::PermissionDenied => "permission_denied",
             Self::KeyNotFound => "key_not_found",
             Self::NotFound => "not_found",
+            Self::MemberNotFound => "member_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::Conflict => "conflict",
+            Self::MembershipBusy => "membership_busy",
             Self::RevisionCompacted => "revision_compacted",
             Self::PreconditionFailed => "precondition_failed",
             Self::ValueTooLarge => "value_too_large",

@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 
 use super::*;
 use crate::storage;
+use crate::types::NodeId;
 
 /// One failure of every kind, with the words for the table.
 fn every_failure() -> Vec<(&'static str, Failure)> {
     let bound = Duration::from_secs(2);
     let one = Revision::new(1);
+    let (id, some) = (NodeId::new(9), || "n2".to_owned());
     vec![
         ("a parameter, a header or the body is malformed", Invalid::request("x").into()),
         ("a key is empty, too long or badly encoded", Invalid::key("x").into()),
@@ -35,6 +37,26 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
         ("history below a revision was given up", ReadError::Compacted { requested: one, oldest: one }.into()),
         ("the revision does not exist yet", ReadError::FutureRevision { requested: one, newest: one }.into()),
         ("the local disk failed", ReadError::Storage(storage::Error::Damaged("x".into())).into()),
+        (
+            "a transfer of the leadership reached a node that starts or stops",
+            TransferError::NotReady("x".into()).into(),
+        ),
+        ("a transfer of the leadership found no leader", TransferError::NoLeader.into()),
+        ("a transfer of the leadership reached a node that led until just now", TransferError::NotLeader.into()),
+        ("a transfer of the leadership found no quorum", TransferError::NoQuorum.into()),
+        ("the leadership is to go to nobody known", TransferError::UnknownMember { id, voters: some() }.into()),
+        ("the leadership is to go to a learner", TransferError::Learner { name: some(), voters: some() }.into()),
+        (
+            "the leadership is to go to a member that is out of reach",
+            TransferError::Unreachable { name: some() }.into(),
+        ),
+        ("the leadership is to go to a member that lags", TransferError::Behind { name: some(), entries: 9 }.into()),
+        (
+            "another member than the one meant was elected",
+            TransferError::Missed { wanted: some(), leader: some() }.into(),
+        ),
+        ("another transfer of the leadership is under way", TransferError::Busy.into()),
+        ("nobody knows yet whether the leadership was moved", TransferError::Unknown("timeout".into()).into()),
         ("the path is unknown", EdgeError::UnknownEndpoint.into()),
         (
             "the path is known, the method is not",

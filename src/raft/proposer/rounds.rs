@@ -18,8 +18,8 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Group;
-use super::sender::{RoundSender, refuse_forwarded};
+use super::sender::{RoundSender, refuse, refuse_forwarded};
+use super::{Group, ProposeError};
 use crate::clock::{self, Instant};
 use crate::raft::leadership::{Leader, Leadership};
 use crate::transport::{BoxFuture, FRAME_BYTES_MAX};
@@ -210,7 +210,12 @@ impl ProposerLoop {
     /// Returns when nobody can submit any more.
     async fn drive(&mut self) {
         let mut changes = self.leadership.subscribe();
+        let mut lost = self.leadership.lost_quorum();
         loop {
+            let lost_quorum = *lost.borrow_and_update();
+            if lost_quorum {
+                self.turn_away();
+            }
             let leader = self.leadership.leader();
             match &leader {
                 Leader::Me => self.in_flight.turn_to(Destination::Own),
@@ -229,7 +234,8 @@ impl ProposerLoop {
                 again = self.in_flight.end() => self.try_again(again),
                 () = changes.changed() => self.pause = None,
                 () = pause_end(self.pause), if paused => self.pause = None,
-                more = self.queue.more(), if !paused && self.in_flight.awaits_more() => if !more {
+                Ok(()) = lost.changed() => {}
+                more = self.queue.more(), if lost_quorum || (!paused && self.in_flight.awaits_more()) => if !more {
                     return;
                 },
             }
@@ -247,6 +253,13 @@ impl ProposerLoop {
                 self.in_flight.begin(size, sender.forward(id, member.peer_addr, groups));
             }
             Leader::None => self.try_again(refuse_forwarded(groups, None)),
+        }
+    }
+
+    /// Refuses all that waits: this node leads, but without a quorum nothing would come of it.
+    fn turn_away(&mut self) {
+        while let Some(group) = self.queue.pop() {
+            refuse(vec![group], |_| true, &ProposeError::NoQuorum);
         }
     }
 

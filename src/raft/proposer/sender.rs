@@ -129,7 +129,7 @@ fn answer(groups: Vec<Group>, outcomes: impl IntoIterator<Item = Option<Outcome>
 }
 
 /// Answers the groups that match with an error; returns the others.
-fn refuse(groups: Vec<Group>, matches: impl Fn(&Group) -> bool, error: &ProposeError) -> Vec<Group> {
+pub(super) fn refuse(groups: Vec<Group>, matches: impl Fn(&Group) -> bool, error: &ProposeError) -> Vec<Group> {
     let (refused, kept): (Vec<Group>, Vec<Group>) = groups.into_iter().partition(matches);
     for group in refused {
         let _ = group.reply.send(Err(error.clone()));

@@ -6,8 +6,10 @@
 
 mod elections;
 mod proposing;
+mod quorum;
 mod reading;
 mod snapshots;
+mod transfers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -185,7 +187,14 @@ impl Cluster {
         self.node(id).reader().view().get(&key).unwrap().map(|record| record.value)
     }
 
+    /// Waits until a member knows of a leader, itself or another, that serves as far as it knows.
+    async fn serves(&self, id: u64) {
+        let silence = super::super::config::Timers::default().leader_silence();
+        until("it knows of a leader that serves", || self.node(id).leader_heard(silence) != Leader::None).await;
+    }
+
     async fn write(&self, id: u64, key: &str) {
+        self.serves(id).await;
         self.node(id).propose(put(key, "value"), soon(20_000)).await.unwrap().unwrap();
     }
 

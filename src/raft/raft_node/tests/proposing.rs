@@ -111,6 +111,7 @@ async fn what_was_refused_for_want_of_a_quorum_is_never_applied() {
     cluster.network.heal_all();
     let leader = cluster.leader().await;
     for id in [1, 2, 3] {
+        cluster.serves(id).await;
         cluster.node(id).propose(put(&format!("after-{id}"), "v"), soon(20_000)).await.unwrap().unwrap();
     }
     for name in waiting.iter().map(String::as_str).chain(["late"]) {

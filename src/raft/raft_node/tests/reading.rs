@@ -58,6 +58,7 @@ async fn every_member_reads_under_the_next_leader() {
     let cut_off = cluster.node(old).read_barrier(soon(1_500)).await;
     assert!(matches!(cut_off, Err(BarrierError::NoQuorum | BarrierError::NoLeader)), "{cut_off:?}");
     cluster.network.heal_all();
+    cluster.serves(old).await;
     cluster.node(old).read_barrier(soon(20_000)).await.unwrap();
     assert!(cluster.value(old, "after").is_some());
     cluster.stop_all().await;

@@ -1,0 +1,130 @@
+//! A leader that can't reach a quorum, cut off both ways or one way: it steps down, and turns callers away.
+
+use super::*;
+use crate::raft::config::Timers;
+
+/// How a leader is cut off.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    Both,
+    /// What it sends arrives, the answers do not.
+    Answers,
+    /// What it sends does not arrive.
+    Calls,
+}
+
+impl Cluster {
+    fn cut_off(&self, id: u64, cut: Cut) {
+        for other in self.members.keys().filter(|other| **other != id) {
+            match cut {
+                Cut::Both => self.isolate(id),
+                Cut::Answers => self.network.cut(&address(*other), &address(id)),
+                Cut::Calls => self.network.cut(&address(id), &address(*other)),
+            }
+        }
+    }
+}
+
+/// What callers would wait, had the leader not noticed.
+const LONG_MS: u64 = 25_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_loses_its_quorum_stops_serving_when_its_lease_ends() {
+    let lease = Timers::default().election_max;
+    let silence = Timers::default().leader_silence();
+    for cut in [Cut::Both, Cut::Answers, Cut::Calls] {
+        let cluster = Cluster::start(3).await;
+        let old = cluster.leader().await;
+        let node = cluster.node(old);
+        cluster.write(old, "before").await;
+        node.read_barrier(soon(10_000)).await.unwrap();
+        cluster.cut_off(old, cut);
+        let since = clock::now();
+
+        // One that is asked right away, while the lease still holds.
+        let early = node.read_barrier(soon(LONG_MS)).await;
+        assert!(
+            matches!(early, Err(BarrierError::NoQuorum | BarrierError::NoLeader)) || early.is_ok(),
+            "{cut:?} {early:?}"
+        );
+        until("it steps down", || !node.leads() && node.leader_heard(silence) != Leader::Me).await;
+        let noticed = since.elapsed();
+        assert!(noticed < lease * 3, "{cut:?}: it noticed after {noticed:?}");
+
+        // Unless it hears of the next leader, it turns everybody away at once.
+        if !matches!(cut, Cut::Calls) {
+            let asked = clock::now();
+            let write = node.propose(put("late", "v"), soon(LONG_MS)).await;
+            assert!(matches!(write, Err(ProposeError::NoQuorum)), "{cut:?} {write:?}");
+            assert_eq!(node.read_barrier(soon(LONG_MS)).await, Err(BarrierError::NoQuorum), "{cut:?}");
+            assert!(asked.elapsed() < lease, "{cut:?}: refused after {:?}", asked.elapsed());
+            assert_eq!(node.leader_heard(silence), Leader::None, "{cut:?}");
+        }
+
+        let others: Vec<u64> = cluster.members.keys().copied().filter(|id| *id != old).collect();
+        let leader = cluster.leader_among(&others).await;
+        cluster.write(leader, "after").await;
+        cluster.network.heal_all();
+        cluster.write(old, "healed").await;
+        assert_eq!(cluster.value(leader, "late"), None, "{cut:?}: what was refused is not there");
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_entries_without_a_quorum_is_turned_away_too() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let node = cluster.node(leader);
+    cluster.isolate(leader);
+    // In the log before it knows: of unknown outcome, and so waited for until the deadline.
+    let in_log = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(put("in-log", "v"), soon(4_000)).await }
+    });
+    until("it is in the log", || {
+        let status = node.status();
+        status.last_log_index() > status.committed().map(|position| position.index.get())
+    })
+    .await;
+    let asked = clock::now();
+    assert!(matches!(node.propose(put("behind", "v"), soon(LONG_MS)).await, Err(ProposeError::NoQuorum)));
+    assert!(asked.elapsed() < Timers::default().election_max * 3, "refused after {:?}", asked.elapsed());
+    assert!(matches!(in_log.await.unwrap(), Err(ProposeError::Unknown(_))));
+    cluster.network.heal_all();
+    cluster.write(leader, "after").await;
+    assert_eq!(cluster.value(leader, "behind"), None);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_quorum_comes_back_serves_again() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let node = cluster.node(leader);
+    let others: Vec<u64> = cluster.members.keys().copied().filter(|id| *id != leader).collect();
+    // Nobody can be elected meanwhile: the others don't reach each other either.
+    for id in cluster.members.keys() {
+        cluster.isolate(*id);
+    }
+    until("it steps down", || !node.leads()).await;
+    cluster.network.heal_all();
+    for id in others.iter().chain([&leader]) {
+        cluster.write(*id, &format!("after-{id}")).await;
+        cluster.node(*id).read_barrier(soon(20_000)).await.unwrap();
+    }
+    until("somebody leads with a quorum", || cluster.members.values().any(|member| member.node.leads())).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_voter_never_loses_its_quorum() {
+    let cluster = Cluster::start(1).await;
+    let node = cluster.node(1);
+    cluster.write(1, "before").await;
+    // Idle for longer than a lease: nobody confirms anything, and nobody has to.
+    tokio::time::sleep(Timers::default().election_max * 2).await;
+    assert!(node.leads());
+    cluster.write(1, "after").await;
+    cluster.stop_all().await;
+}

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -324,16 +325,18 @@ def send_until_done(connection, body, deadline, abandoned):
     """Sends a transaction that may be carried out twice, again after every refusal for a while, until it is abandoned."""
     deadline = min(deadline, time.monotonic() + FILL_REQUEST_SECONDS_MAX)
     while not abandoned.is_set():
-        problem = "the time was up"
+        problem, pause = "the time was up", FILL_PAUSE_SECONDS
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("POST", "/v1/txn", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             problem = answer.read()
             if answer.status == 200:
                 return
-            if answer.status < 500:
+            if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+                pause = float(answer.getheader("Retry-After") or pause)
+            elif answer.status < 500:
                 raise Failure(f"filling was refused with {answer.status}: {problem[:300]}")
         if time.monotonic() > deadline:
             raise Failure(f"the keys could not be written in time: {problem[:300]}")
         connection.close()
-        time.sleep(FILL_PAUSE_SECONDS)
+        time.sleep(pause)

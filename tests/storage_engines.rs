@@ -335,3 +335,31 @@ proptest! {
         replay(&Disk(MemoryEngine::new()), history);
     }
 }
+
+/// Bytes that don't compress, the same in each run.
+fn noise(seed: usize, len: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed as u64 + 1);
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}
+
+#[test]
+fn a_leaf_that_sled_cuts_is_noticed_by_the_flush_that_wrote_it() {
+    let directory = Directory::new();
+    let engine = directory.open().unwrap();
+    let row = |at: usize, len: usize| Write::Put(format!("row {at}").into(), noise(at, len).into());
+    // Few rows that don't compress: a byte more in one of them is a byte more of the leaf.
+    engine.commit((0..4).map(|at| row(at, 15_000)).collect()).unwrap();
+    let cut = (5_000..5_600).find_map(|len| {
+        engine.commit(vec![row(4, len)]).unwrap();
+        engine.flush().err()
+    });
+    let error = cut.expect("no length of the last row made a leaf that sled cuts");
+    assert!(matches!(&error, Error::Damaged(text) if text.contains("has cut a leaf")), "{error}");
+}

@@ -38,6 +38,8 @@ pub(super) struct Generation {
     path: PathBuf,
     number: u64,
     retired: AtomicBool,
+    /// Whether it was found damaged.
+    condemned: AtomicBool,
     /// Taken when this is dropped, and not before.
     engine: Option<SledEngine>,
 }
@@ -83,7 +85,13 @@ impl EngineHome {
         let written = (self.cache_bytes - read) as u64;
         let config = SledConfig { cache_bytes: read, pinned_bytes: written.max(WRITTEN_MIN), ..SledConfig::default() };
         let engine = Some(SledEngine::open(&path, &config)?);
-        Ok(Arc::new(Generation { path, number, retired: AtomicBool::new(false), engine }))
+        Ok(Arc::new(Generation {
+            path,
+            number,
+            retired: AtomicBool::default(),
+            condemned: AtomicBool::default(),
+            engine,
+        }))
     }
 
     /// Removes every other generation that nobody has open: what earlier lives of this process left behind.
@@ -123,9 +131,10 @@ impl Generation {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// Has this generation rebuilt at the next start, if the error says that it is damaged: it would be met again.
+    /// Has this generation rebuilt at the next start, if the error says that it is damaged: it would be met again. For
+    /// what the engine itself finds, whoever asks it, this is done already.
     pub(super) fn condemn(&self, error: &storage::Error) {
-        if !matches!(error, storage::Error::Damaged(_)) {
+        if !matches!(error, storage::Error::Damaged(_)) || self.condemned.swap(true, Ordering::AcqRel) {
             return;
         }
         let path = condemned(&self.path);
@@ -170,19 +179,19 @@ impl Drop for Generation {
 
 impl Engine for Generation {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, storage::Error> {
-        self.engine().get(key)
+        self.engine().get(key).inspect_err(|error| self.condemn(error))
     }
 
     fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, storage::Error> {
-        self.engine().scan(scan)
+        self.engine().scan(scan).inspect_err(|error| self.condemn(error))
     }
 
     fn commit(&self, batch: Batch) -> Result<(), storage::Error> {
-        self.engine().commit(batch)
+        self.engine().commit(batch).inspect_err(|error| self.condemn(error))
     }
 
     fn flush(&self) -> Result<(), storage::Error> {
-        self.engine().flush()
+        self.engine().flush().inspect_err(|error| self.condemn(error))
     }
 
     fn size_on_disk(&self) -> Result<u64, storage::Error> {
@@ -213,6 +222,22 @@ mod tests {
         }
         assert_eq!(new.get(b"k").unwrap(), None);
         assert_eq!(home.numbers().unwrap(), [2]);
+    }
+
+    #[test]
+    fn a_generation_that_was_found_damaged_is_not_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = EngineHome::new(dir.path(), 1024 * 1024);
+        let full = storage::Error::Io { action: "write".into(), source: io::ErrorKind::StorageFull.into() };
+        home.open_newest().unwrap().condemn(&full);
+        let generation = home.open_newest().unwrap();
+        generation.condemn(&storage::Error::Damaged("rot".into()));
+        drop(generation);
+        let refused = home.open_newest().map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), "damaged data: found when it was used last: damaged data: rot");
+        let next = home.open_fresh().unwrap();
+        home.remove_others(&next);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the reason goes with the directory");
     }
 
     #[test]

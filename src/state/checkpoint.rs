@@ -151,8 +151,8 @@ pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Re
         let (place, key, ..) = twice[1];
         return Err(LayerError::NotNewer { key: key.clone(), revision: place.revision });
     }
-    for (place, _, version, _) in &rows {
-        for (part, bytes) in (0..).zip(parts(&version.change)) {
+    for (place, key, version, _) in &rows {
+        for (part, bytes) in (0..).zip(parts(key, &version.change)) {
             writer.put(StorageKey::Part { place: *place, part }, bytes)?;
         }
     }

@@ -125,7 +125,7 @@ mod tests {
             let change = put(if revision == versions { 2 * PART_BYTES + 1 } else { 1 });
             let links = chain.append(place(revision));
             batch.push(row(StorageKey::Record(place(revision)), encode_record(b"k", &change, links)));
-            for (part, bytes) in (0..).zip(parts(&change)) {
+            for (part, bytes) in (0..).zip(parts(b"k", &change)) {
                 batch.push(row(StorageKey::Part { place: place(revision), part }, bytes));
             }
         }

@@ -1,6 +1,6 @@
 //! What stands behind the engine's keys: records and pointers, byte by byte.
 //!
-//! A value over [`PART_BYTES`] stands apart from its record, in parts: an engine keeps many rows on a page, and reads and
+//! A value that is long stands apart from its record, in parts: an engine keeps many rows on a page, and reads and
 //! writes whole pages.
 //!
 //! Guarantees: every record and pointer begins with its format; bytes of another format, cut or foreign ones are
@@ -22,9 +22,12 @@ const RECORD_FORMAT: u8 = 2;
 /// The format byte of a pointer.
 const POINTER_FORMAT: u8 = 2;
 
-/// The longest value that stands with its record, and the length of the parts of a longer one but the last, in bytes. With
-/// 64 rows a page (`storage::sled`), a page has little more than 2 MiB at most.
-pub(super) const PART_BYTES: usize = if cfg!(test) { 64 } else { 32 * 1024 };
+/// The longest key and value together that stand in one row, in bytes. With 64 rows a page, a page stays below 64 KiB unless
+/// keys are longer: sled writes one of exactly 65,529 bytes so that it can't be read again (see there).
+pub(super) const INLINE_BYTES_MAX: usize = if cfg!(test) { 64 } else { 900 };
+
+/// The length of the parts of a value that stands apart, but the last, in bytes.
+pub(super) const PART_BYTES: usize = if cfg!(test) { 64 } else { 960 };
 
 /// A record as the engine has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +55,9 @@ struct PutHead {
 }
 
 impl PutHead {
-    fn of(change: &Change) -> Option<Self> {
+    fn of(change: &Change, apart: Option<u64>) -> Option<Self> {
         match *change {
-            Change::Put { create_revision, version, lease, ref value } => {
-                let apart = (value.len() > PART_BYTES).then_some(value.len() as u64);
+            Change::Put { create_revision, version, lease, .. } => {
                 Some(Self { create_revision, version, lease, apart })
             }
             Change::Delete => None,
@@ -68,10 +70,18 @@ impl PutHead {
     }
 }
 
+/// The value of a change, and whether it stands apart.
+fn placed_value<'a>(key: &[u8], change: &'a Change) -> (&'a [u8], bool) {
+    match change {
+        Change::Put { value, .. } => (value, value.len() > INLINE_BYTES_MAX.saturating_sub(key.len())),
+        Change::Delete => (&[], false),
+    }
+}
+
 /// The parts of a value that stands apart, in order; none for any other.
-pub(super) fn parts(change: &Change) -> impl Iterator<Item = Bytes> {
+pub(super) fn parts(key: &[u8], change: &Change) -> impl Iterator<Item = Bytes> {
     let value = match change {
-        Change::Put { value, .. } if value.len() > PART_BYTES => value.clone(),
+        Change::Put { value, .. } if placed_value(key, change).1 => value.clone(),
         Change::Put { .. } | Change::Delete => Bytes::new(),
     };
     (0..value.len()).step_by(PART_BYTES).map(move |at| value.slice(at..value.len().min(at + PART_BYTES)))
@@ -79,11 +89,9 @@ pub(super) fn parts(change: &Change) -> impl Iterator<Item = Bytes> {
 
 /// The stored form of a record, without its place and its parts.
 pub(super) fn encode_record(key: &[u8], change: &Change, links: Links) -> Vec<u8> {
-    let put = PutHead::of(change);
-    let value = match change {
-        Change::Put { value, .. } if value.len() <= PART_BYTES => &value[..],
-        Change::Put { .. } | Change::Delete => &[],
-    };
+    let (value, is_apart) = placed_value(key, change);
+    let put = PutHead::of(change, is_apart.then_some(value.len() as u64));
+    let value = if is_apart { &[] } else { value };
     let mut out = Vec::with_capacity(64 + key.len() + value.len());
     out.push(RECORD_FORMAT);
     let mut out = serialize_into(out, &RecordHead { key, links, put });
@@ -157,7 +165,7 @@ struct PointerRow {
 
 /// The stored form of the pointer to a version, which `chain` ends with.
 pub(super) fn encode_pointer(change: &Change, chain: Chain) -> Vec<u8> {
-    let put = PutHead::of(change);
+    let put = PutHead::of(change, None);
     serialize_into(vec![POINTER_FORMAT], &PointerRow { put, chain })
 }
 
@@ -237,13 +245,15 @@ mod tests {
             let value = (0..len).map(|at| at as u8).collect::<Vec<_>>();
             Change::Put { create_revision: Revision::new(3), version: 4, lease: LeaseId::ZERO, value: value.into() }
         };
-        assert_eq!(parts(&put(PART_BYTES)).count() + parts(&Change::Delete).count(), 0);
+        assert_eq!(parts(b"k", &put(INLINE_BYTES_MAX - 1)).count() + parts(b"k", &Change::Delete).count(), 0);
+        assert_eq!(parts(b"k", &put(INLINE_BYTES_MAX)).count(), 1);
+        assert_eq!(parts(&[b'k'; INLINE_BYTES_MAX], &put(1)).count(), 1);
         for (len, count) in [(PART_BYTES + 1, 2), (2 * PART_BYTES, 2), (5 * PART_BYTES - 1, 5)] {
             let body = Bytes::from(encode_record(b"k", &put(len), links()));
             assert!(body.len() < 32);
             let found = decode_record(place(9, 0), &body, |asked| {
                 assert_eq!(asked, len as u64);
-                let parts: Vec<Bytes> = parts(&put(len)).collect();
+                let parts: Vec<Bytes> = parts(b"k", &put(len)).collect();
                 assert_eq!(parts.len(), count);
                 Ok(parts.concat().into())
             });

@@ -25,6 +25,9 @@
 //!   behind, deletes that snapshot: sled writes the new one under the same number and then removes "the old one". The store
 //!   then lacks most of its leaves, and reads of them spin for ever. So an empty log is put there first; and a log without
 //!   a snapshot, the mark of a store that went through this, is damage.
+//! - A leaf that compresses to exactly 65,529 bytes is cut: room is made for a length of two bytes, but slots of 65,536 have
+//!   one of four, which takes the place of the last byte of the leaf; it can't be read again. So a flush looks whether one
+//!   was written, and users keep leaves below that size.
 //! - sled syncs the files it writes and the two directories below its own, but not its settings file, its own directory
 //!   after creating `metadata`, or the parent. So we sync those after opening.
 //!
@@ -53,7 +56,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -83,6 +86,11 @@ const FLUSH_EVERY_MS_NEVER: usize = i64::MAX as usize;
 
 /// The pause between two tries for a directory that a dying process still holds.
 const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The size of the slots in which sled may cut a leaf (see above), the length at which it does, and where a slot has it.
+const CUT_SLOT_BYTES: u64 = 65_536;
+const CUT_LENGTH: u32 = 65_529;
+const CUT_LENGTH_AT: u64 = CUT_SLOT_BYTES - 8;
 
 /// The unit of `st_blocks`, whatever the block size of the file system.
 const BLOCK_BYTES: u64 = 512;
@@ -468,6 +476,22 @@ fn flush(db: &Db) -> io::Result<::sled::FlushStats> {
     Ok(stats)
 }
 
+/// Whether sled has cut a leaf in a store (see the top of the file). Reads four bytes for each slot of one size.
+fn has_cut_leaf(path: &Path) -> io::Result<bool> {
+    let slots = match File::open(path.join("slabs").join(CUT_SLOT_BYTES.to_string())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        slots => slots?,
+    };
+    let mut length = [0; 4];
+    for slot in 0..slots.metadata()?.len() / CUT_SLOT_BYTES {
+        slots.read_exact_at(&mut length, slot * CUT_SLOT_BYTES + CUT_LENGTH_AT)?;
+        if u32::from_le_bytes(length) == CUT_LENGTH {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The bytes of the files below a directory as allocated by the file system. Files may come and go meanwhile.
 fn allocated_bytes(directory: &Path) -> io::Result<u64> {
     let mut total = 0;
@@ -508,6 +532,10 @@ impl Engine for SledEngine {
         let mut flushed = self.writer.lock();
         let stats = self.call("flush", flush)?;
         flushed.add(&stats);
+        let cut = has_cut_leaf(&self.path).map_err(|source| classify(&self.path, "check the leaves of", source))?;
+        if cut {
+            return Err(self.broken_by(Error::Damaged(format!("sled has cut a leaf in {}", self.path.display()))));
+        }
         // A leaf that was flushed often is counted often: so the estimate is held against the size of the store as well.
         let limit = self.config.pinned_bytes;
         if flushed.memory_bytes(flushed.compressed_bytes) > limit && flushed.memory_bytes(self.size_on_disk()?) > limit

@@ -12,6 +12,7 @@ mod dev;
 mod failure;
 mod kv;
 mod leader;
+mod member;
 mod output;
 mod run_server;
 mod serve;
@@ -51,7 +52,7 @@ enum Command {
     Txn(txn::TxnFile),
     Status(cluster::Status),
     #[command(subcommand)]
-    Member(cluster::MemberCommand),
+    Member(member::MemberCommand),
     #[command(subcommand)]
     Leader(leader::LeaderCommand),
     #[command(subcommand)]

@@ -18,6 +18,7 @@ use openraft::{Instant as _, RaftMetrics};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::membership_change::Roster;
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
 use crate::types::{Member, NodeId, Term};
@@ -173,6 +174,12 @@ impl Leadership {
         self.me
     }
 
+    /// The members, as the newest entry has them that this node has.
+    pub(super) fn roster(&self) -> Roster {
+        let metrics = self.metrics.borrow_watched();
+        Roster::of(&metrics.membership_config, &metrics.committed_membership_config)
+    }
+
     /// The current term.
     pub(super) fn term(&self) -> Term {
         self.metrics.borrow_watched().vote.leader_id.term
@@ -208,11 +215,11 @@ impl Leader {
 }
 
 /// Waits for news of the leadership (and a few other things that change as rarely).
-pub(super) struct LeadershipChanges(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
+pub struct LeadershipChanges(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
 
 impl LeadershipChanges {
     /// Waits for the next change; for ever once Raft has stopped.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }

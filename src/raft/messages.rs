@@ -17,7 +17,7 @@ use crate::state::Outcome;
 use crate::types::{ClusterId, LogIndex, NodeId};
 
 /// The newest message format.
-const MESSAGE_VERSION: u8 = 1;
+const MESSAGE_VERSION: u8 = 2;
 
 /// Who says something to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,6 +300,7 @@ mod tests {
             peer_addr: "h1:7481".into(),
             client_url: "http://h1:7480".into(),
             zone: "dc1".into(),
+            ..Member::default()
         };
         let membership = Membership::from(std::collections::BTreeMap::from([(NodeId::new(1), member)]));
         let payloads = [
@@ -364,11 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_format_one_stay_readable() {
+    fn the_bytes_of_format_two_stay_readable() {
         let (requests, responses) = (requests(), responses());
         let written = requests.iter().map(|(name, request)| (*name, encode_request(ENVELOPE, request)));
         let written = written.chain(responses.iter().map(|(name, response)| (*name, encode_response(response))));
-        let stored = golden::check("peer-messages-v1", written.map(|(name, bytes)| (name, bytes.unwrap().to_vec())));
+        let stored = golden::check("peer-messages-v2", written.map(|(name, bytes)| (name, bytes.unwrap().to_vec())));
         for (name, request) in requests {
             let (envelope, read) = decode_request(&stored[name], ENVELOPE.cluster, ENVELOPE.to).unwrap();
             assert_eq!((envelope, format!("{read:?}")), (ENVELOPE, format!("{request:?}")), "{name}");

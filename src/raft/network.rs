@@ -16,6 +16,7 @@ use openraft::raft::{
 };
 use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
 
+use super::address_book::AddressBook;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer;
@@ -33,6 +34,8 @@ pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) cluster: ClusterId,
     pub(super) me: NodeId,
+    /// Where members are now: openraft keeps calling a member as it was when the call's client was made.
+    pub(super) book: AddressBook,
 }
 
 impl Peers {
@@ -125,7 +128,9 @@ impl PeerClient {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
-        self.peers.call(self.target, &self.address, channel, request, timeout).await
+        let moved = self.peers.book.address(self.target);
+        let address = moved.as_deref().unwrap_or(&self.address);
+        self.peers.call(self.target, address, channel, request, timeout).await
     }
 
     async fn ask_for_vote(
@@ -232,12 +237,13 @@ mod tests {
         let refusal = super::super::messages::encode_response(&Response::Refused("no".into())).unwrap();
         for (answer, may_have_arrived) in [
             (refusal, false),
-            (Bytes::from_static(b"\x02from a newer program"), true),
+            (Bytes::from_static(b"\x03from a newer program"), true),
             (Bytes::from_static(b"\x01\xff an answer of a kind unknown here"), true),
             (Bytes::new(), true),
         ] {
             let transport = Arc::new(Answers(answer.clone()));
-            let peers = Peers { transport, cluster: ClusterId::new(1), me: NodeId::new(1) };
+            let peers =
+                Peers { transport, cluster: ClusterId::new(1), me: NodeId::new(1), book: AddressBook::default() };
             let request = Request::Forward { commands: Bytes::new(), timeout_ms: 1 };
             let call = peers.call(NodeId::new(2), "n2:1", Channel::Forward, &request, Duration::from_secs(1));
             let error = call.await.unwrap_err();

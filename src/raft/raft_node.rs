@@ -4,7 +4,7 @@
 //! anything doubtful; every call is bounded by a deadline; stopping ends every task it started. Leaves out: clients,
 //! identity and the forming of a cluster (`node`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,15 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::address_book::AddressBook;
 use super::config::{RaftConfig, Timers};
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
 use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
-use super::leadership::{Leader, Leadership};
+use super::leadership::{Leader, Leadership, LeadershipChanges};
 use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
+use super::membership_change::{self, ChangeError, Roster};
 use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
 use super::network::{NetworkFactory, Peers};
 use super::proposer::{ProposeError, Proposer};
@@ -110,14 +112,10 @@ impl RaftNode {
         let RaftIdentity { cluster, me, transport } = identity;
         let mut log = open_log(config).await?;
         metrics.register(|registry| log.register_metrics(registry));
-        let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
-        let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
-        let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
-        let state_metrics = metrics.register(StateMetrics::register);
-        let (store, state) =
-            StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
+        let (store, state) = open_state(config, cluster, &mut log, metrics, &fatal).await?;
 
-        let peers = Peers { transport, cluster, me };
+        let book = AddressBook::default();
+        let peers = Peers { transport, cluster, me, book: book.clone() };
         let raft = start_openraft(config, &peers, log.clone(), store).await?;
 
         let shutdown = CancellationToken::new();
@@ -156,7 +154,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
-        watch_leadership(&leadership, &raft, config.timers, &tasks, &shutdown);
+        watch_leadership(&leadership, &raft, config.timers, &book, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -280,6 +278,47 @@ impl RaftNode {
         self.0.mover.transfer(to, deadline).await
     }
 
+    /// The members, as the newest entry has them that this node has.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.0.leadership.roster()
+    }
+
+    /// Awaits changes of the leadership and of [`Self::roster`] from now on.
+    #[must_use]
+    pub fn changes(&self) -> LeadershipChanges {
+        self.0.leadership.subscribe()
+    }
+
+    /// Makes `members` the members and `voters` the voters, if this node leads and the members still are those of the
+    /// entry at `seen`. Returns when that is committed, no later than at `deadline`.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; only [`ChangeError::Unknown`] leaves open whether it comes about.
+    pub async fn change_members(
+        &self,
+        seen: Option<LogPosition>,
+        members: BTreeMap<NodeId, Member>,
+        voters: BTreeSet<NodeId>,
+        deadline: Instant,
+    ) -> Result<(), ChangeError> {
+        membership_change::change(&self.0.raft, &self.0.tasks, seen, members, voters, deadline).await
+    }
+
+    /// Writes an entry without content and returns its index once it is committed: a number that nobody else in this
+    /// cluster ever gets.
+    ///
+    /// # Errors
+    /// [`ChangeError`], all but `Unknown`.
+    pub async fn fresh_index(&self, deadline: Instant) -> Result<u64, ChangeError> {
+        membership_change::fresh_index(&self.0.raft, deadline).await
+    }
+
+    /// From now on this node does not ask for votes any more.
+    pub fn stop_campaigning(&self) {
+        self.0.raft.runtime_config().elect(false);
+    }
+
     /// Returns once no command that another member has forwarded is worked on here.
     pub async fn forwarded_done(&self) {
         self.0.server.forwarded.wait().await;
@@ -368,6 +407,21 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
     Ok(opening.await.map_err(io::Error::other)??)
 }
 
+/// Opens the state, or rebuilds it from the newest snapshot and the log.
+async fn open_state(
+    config: &RaftConfig,
+    cluster: ClusterId,
+    log: &mut LogStore,
+    metrics: &Metrics,
+    fatal: &Fatal,
+) -> Result<(StateStore, StateAccess), OpenError> {
+    let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
+    let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
+    let recovered = recover(home.clone(), &snapshots, log, config.state.clone()).await?;
+    let state_metrics = metrics.register(StateMetrics::register);
+    Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
+}
+
 async fn start_openraft(
     config: &RaftConfig,
     peers: &Peers,
@@ -379,14 +433,16 @@ async fn start_openraft(
     raft.await.map_err(|error| OpenError::Raft(error.to_string()))
 }
 
-/// Tells the log who leads, and finds out whether this node still has a quorum if it does.
+/// Tells the log who leads, finds out whether this node still has a quorum if it does, and keeps up where members are.
 fn watch_leadership(
     leadership: &Leadership,
     raft: &openraft::Raft<TypeConfig, StateStore>,
     timers: Timers,
+    book: &AddressBook,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
+    tasks.spawn(book.clone().follow(leadership.clone(), shutdown.clone()));
     tasks.spawn(leadership.clone().tell(timers.leader_silence(), shutdown.clone()));
     let Timers { heartbeat, election_max, .. } = timers;
     tasks.spawn(leadership.clone().watch_quorum(raft.metrics(), election_max, heartbeat, shutdown.clone()));

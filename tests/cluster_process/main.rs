@@ -13,6 +13,7 @@ mod forming;
 mod hand_over;
 mod links;
 mod load;
+mod membership;
 mod process;
 mod rebuilding;
 mod refusals;

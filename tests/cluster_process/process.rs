@@ -295,6 +295,26 @@ impl Cluster {
         }
     }
 
+    /// A further node, not started, that joins through the first ones. `flags` stand behind those of the cluster.
+    pub(crate) fn later(&self, name: &str, flags: &[&str]) -> Member {
+        let peer_addr = address();
+        let join: Vec<_> = self.nodes.iter().map(|node| node.advertised.clone()).collect();
+        let mut settings = self.nodes[0].settings.clone();
+        settings.flags.extend(["--join".to_owned(), join.join(",")]);
+        settings.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        Member {
+            name: name.to_owned(),
+            dir: self.dir.path().join(name),
+            client_addr: address(),
+            advertised: peer_addr.clone(),
+            peer_addr,
+            initial_cluster: None,
+            settings,
+            log: self.dir.path().join(format!("{name}.log")),
+            child: None,
+        }
+    }
+
     /// The client addresses of all nodes.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.url("")).collect()

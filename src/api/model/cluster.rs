@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::node;
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, Wish};
 
 /// The part a node plays at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +24,8 @@ pub enum NodeRole {
     Starting,
     /// Stopped.
     Shutdown,
+    /// Taken out of the group.
+    Removed,
 }
 
 impl NodeRole {
@@ -37,6 +39,7 @@ impl NodeRole {
             Self::Learner => "learner",
             Self::Starting => "starting",
             Self::Shutdown => "shutdown",
+            Self::Removed => "removed",
         }
     }
 }
@@ -164,6 +167,25 @@ pub struct MemberInfo {
     pub lag_entries: Option<u64>,
     /// Round-trip time to it, in milliseconds; `null` for the node that measures and for one that can't be reached.
     pub rtt_ms: Option<f64>,
+    /// How much it is preferred as the leader, from 0 to 255.
+    #[serde(default)]
+    pub priority: u8,
+    /// What the leader does with it once it can.
+    #[serde(default)]
+    pub pending: Option<PendingChange>,
+    /// The version of its program; `null` where it did not answer.
+    #[serde(default)]
+    pub version: Option<String>,
+}
+
+/// What is to become of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PendingChange {
+    /// A learner that votes once it has caught up.
+    Promotion,
+    /// It is taken out once it has heard so.
+    Removal,
 }
 
 /// How the group stands.
@@ -235,6 +257,7 @@ impl From<node::Role> for NodeRole {
             node::Role::Learner => Self::Learner,
             node::Role::Starting => Self::Starting,
             node::Role::Shutdown => Self::Shutdown,
+            node::Role::Removed => Self::Removed,
         }
     }
 }
@@ -287,6 +310,13 @@ impl From<node::MemberStatus> for MemberInfo {
             matched_index: member.matched_index.map(|index| index.get()),
             lag_entries: member.lag_entries,
             rtt_ms: member.rtt_ms,
+            priority: member.member.priority,
+            pending: match member.member.wish {
+                Wish::Stay => None,
+                Wish::Vote { .. } => Some(PendingChange::Promotion),
+                Wish::Leave => Some(PendingChange::Removal),
+            },
+            version: member.version,
         }
     }
 }

@@ -150,6 +150,7 @@ async fn a_forwarded_command_is_not_forwarded_again() {
         transport: Arc::new(cluster.network.endpoint(&address(ids[0]))),
         cluster: CLUSTER,
         me: NodeId::new(ids[0]),
+        book: crate::raft::address_book::AddressBook::default(),
     };
     let before = cluster.gate(leader).calls(Channel::Forward);
     let request =

@@ -147,6 +147,7 @@ async fn the_end_of_a_transfer_may_be_told_more_than_once() {
         transport: Arc::new(cluster.network.endpoint(&address(leader))),
         cluster: CLUSTER,
         me: NodeId::new(leader),
+        book: crate::raft::address_book::AddressBook::default(),
     };
     let offer = SnapshotOffer {
         vote: Vote::new_committed(cluster.node(leader).status().term(), NodeId::new(leader)),

@@ -93,7 +93,7 @@ pub(super) async fn patch_member(api: &Api, call: &mut Call, body: Body) -> Resu
     (status = 404, description = "member_not_found", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "conflict, membership_busy, would_lose_quorum", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "no_leader, no_quorum, not_ready", body = Problem, content_type = "application/problem+json"),
-    (status = 504, description = "outcome_unknown; the same order again finds out",
+    (status = 504, description = "outcome_unknown; the same order again finds out; 404 then means that it is out",
         body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_member(api: &Api, call: &mut Call) -> Result<Response, Failure> {

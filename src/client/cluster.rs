@@ -1,7 +1,7 @@
 //! What a node tells of itself and of its group, who leads it and who is in it.
 //!
 //! Guarantees: [`Client::status`] is the status of the endpoint that answered, which need not be the first. A change
-//! of the members may be ordered again: it comes to the same. Leaves out: waiting for a learner to catch up.
+//! of the members may be ordered again: it comes to the same, but for a removal, which then finds nobody. Leaves out: waiting for a learner to catch up.
 
 use http::{HeaderValue, Method, header};
 use serde::Serialize;

@@ -142,12 +142,6 @@ impl FormingDesk {
         self.identity.lock().clone()
     }
 
-    /// Returns once this node's Raft has had an entry or a vote.
-    pub(super) async fn initialized(&self) {
-        let mut initialized = self.initialized.subscribe();
-        let _ = initialized.wait_for(|initialized| *initialized == Some(true)).await;
-    }
-
     /// Tells whether this node's Raft has ever had an entry or a vote.
     pub(super) fn set_initialized(&self, initialized: bool) {
         self.initialized.send_replace(Some(initialized));

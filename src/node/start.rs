@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -143,6 +144,13 @@ impl Node {
         if !initialized {
             self.initialize(&transport, &config.origin, first, &identity, raft).await?;
         }
+        match &config.origin {
+            Origin::Join(join) => self.go_on_joining(&transport, join, raft),
+            Origin::Directory if !initialized => tracing::warn!(
+                "this node has an identity, but no entry of the log yet; if nobody takes it in, start it with --join"
+            ),
+            Origin::Directory | Origin::FirstMembers(_) => {}
+        }
         let (background, stopping) = (&self.0.background, &self.0.stopping);
         background.spawn(keep(membership.clone(), config.policy.clone(), stopping.clone()));
         background.spawn(follow_own_entry(raft.clone(), self.0.desk.clone(), stopping.clone()));
@@ -169,8 +177,25 @@ impl Node {
         Ok(formed)
     }
 
-    /// The coordinator's last step: the first membership. Repeated after a crash, with the same members. A node that joins
-    /// goes on asking until it is sent the log.
+    /// Asks on until it is known to be a member: the order that gave it an identity may not have come to its end.
+    fn go_on_joining(&self, transport: &Arc<dyn Transport>, join: &Join, raft: &RaftNode) {
+        let (desk, transport, join, raft) = (self.0.desk.clone(), transport.clone(), join.clone(), raft.clone());
+        let (removal, stopping) = (self.0.removal.clone(), self.0.stopping.clone());
+        let is_done = move || raft.committed_roster().members.contains_key(&raft.id()) || removal.get().is_some();
+        self.0.background.spawn(async move {
+            let asking = async {
+                while !is_done() {
+                    if let Err(error) = membership::join(&desk, &transport, &join).await {
+                        tracing::error!(%error, "this node has an identity, but is not taken in");
+                    }
+                    tokio::time::sleep(JOIN_PAUSE).await;
+                }
+            };
+            stopping.run_until_cancelled(asking).await;
+        });
+    }
+
+    /// The coordinator's last step: the first membership. Repeated after a crash, with the same members.
     async fn initialize(
         &self,
         transport: &Arc<dyn Transport>,
@@ -195,24 +220,12 @@ impl Node {
             raft.wait_initialized().await;
             desk.set_initialized(true);
         });
-        if let Origin::Join(join) = origin {
-            let (desk, transport, join) = (self.0.desk.clone(), transport.clone(), join.clone());
-            let stopping = self.0.stopping.clone();
-            self.0.background.spawn(async move {
-                tokio::select! {
-                    taken = membership::join(&desk, &transport, &join) => {
-                        if let Err(error) = taken {
-                            tracing::error!(%error, "this node has an identity, but was not taken in");
-                        }
-                    }
-                    () = desk.initialized() => {}
-                    () = stopping.cancelled() => {}
-                }
-            });
-        }
         Ok(())
     }
 }
+
+/// Pause before a node with an identity asks again to be taken in.
+const JOIN_PAUSE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

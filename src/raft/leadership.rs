@@ -174,6 +174,12 @@ impl Leadership {
         self.me
     }
 
+    /// The members, as the newest entry has them that this node knows to be committed.
+    pub(super) fn committed_roster(&self) -> Roster {
+        let metrics = self.metrics.borrow_watched();
+        Roster::of(&metrics.committed_membership_config, &metrics.committed_membership_config)
+    }
+
     /// The members, as the newest entry has them that this node has.
     pub(super) fn roster(&self) -> Roster {
         let metrics = self.metrics.borrow_watched();

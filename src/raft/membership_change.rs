@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
 
@@ -70,9 +71,6 @@ pub enum ChangeError {
     /// openraft does not make such a change.
     #[error("{0}")]
     Refused(String),
-    /// The node stops.
-    #[error("the node is stopping")]
-    Stopping,
 }
 
 type WriteFailure = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
@@ -86,19 +84,36 @@ pub(super) async fn change(
     voters: BTreeSet<NodeId>,
     deadline: Instant,
 ) -> Result<(), ChangeError> {
+    let goal = (members.clone(), voters.clone());
     let aim =
         ChangeMembers::Batch(vec![ChangeMembers::ReplaceAllNodes(members), ChangeMembers::ReplaceAllVoters(voters)]);
     let as_seen = Precondition::LastMembershipLogId { last_membership_log_id: seen.map(LogId::from) };
     // In a task of its own: dropped at the deadline between two steps it would leave a joint membership behind.
-    let raft = raft.clone();
+    let changing = raft.clone();
     // Who lost the vote stays as a learner, so that it hears of it.
-    let steps = tasks.spawn(async move { raft.change_membership_if(aim, true, [as_seen]).await });
+    let steps = tasks.spawn(async move { changing.change_membership_if(aim, true, [as_seen]).await });
     match tokio::time::timeout_at(deadline, steps).await {
         Ok(Ok(Ok(_))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(of_failure(error)),
-        Ok(Err(_)) => Err(ChangeError::Stopping),
+        Ok(Ok(Err(error))) => {
+            // Only the error of the last step comes back; the one before it may have been made.
+            let now = roster(raft);
+            let begun = now.position != seen && (now.members, now.voters) == goal;
+            Err(if begun {
+                ChangeError::Unknown("it was begun, and the next leader goes on".into())
+            } else {
+                of_failure(error)
+            })
+        }
+        Ok(Err(_)) => Err(ChangeError::Unknown("this node stopped meanwhile".into())),
         Err(_) => Err(ChangeError::Unknown("it was not committed within the deadline".into())),
     }
+}
+
+/// The members, as the newest entry has them that this node has.
+fn roster(raft: &openraft::Raft<TypeConfig, StateStore>) -> Roster {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    Roster::of(&metrics.membership_config, &metrics.committed_membership_config)
 }
 
 /// Writes an entry without content and returns its index once it is committed: a number that nobody else ever gets.
@@ -120,7 +135,7 @@ pub(super) async fn fresh_index(
 fn of_failure(error: WriteFailure) -> ChangeError {
     let error = match error {
         RaftError::APIError(error) => error,
-        RaftError::Fatal(_) => return ChangeError::Stopping,
+        RaftError::Fatal(_) => return ChangeError::Unknown("this node stopped meanwhile".into()),
     };
     match error {
         ClientWriteError::ForwardToLeader(_) => ChangeError::NotLeader,

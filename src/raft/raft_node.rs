@@ -284,6 +284,12 @@ impl RaftNode {
         self.0.leadership.roster()
     }
 
+    /// The members, as the newest entry has them that this node knows to be committed.
+    #[must_use]
+    pub fn committed_roster(&self) -> Roster {
+        self.0.leadership.committed_roster()
+    }
+
     /// Awaits changes of the leadership and of [`Self::roster`] from now on.
     #[must_use]
     pub fn changes(&self) -> LeadershipChanges {

@@ -149,7 +149,7 @@ impl AddMemberRequest {
             peer_addr: peer_addr(self.peer_addr)?,
             client_url: self.client_url.map(client_url).transpose()?,
             zone: self.zone.map(zone).transpose()?,
-            priority: self.priority.unwrap_or(0),
+            priority: self.priority,
             votes,
             replaces: self.replaces.map(|id| node::MemberRef::Id(NodeId::new(id))),
         }))
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_node_is_added_as_a_voter_unless_a_learner_is_asked_for() {
         let node::Change::Add(new) = add(r#"{"name":"n4","peer_addr":"h4:7481"}"#).unwrap() else { panic!() };
-        assert_eq!((new.votes, new.priority, new.replaces, new.zone), (true, 0, None, None));
+        assert_eq!((new.votes, new.priority, new.replaces, new.zone), (true, None, None, None));
         let body = r#"{"name":"n4","peer_addr":"h4:7481","role":"learner","zone":"","client_url":"http://h4:7480/"}"#;
         let node::Change::Add(new) = add(body).unwrap() else { panic!() };
         assert_eq!(

@@ -28,8 +28,8 @@ const fn id_of(index: u64) -> NodeId {
 
 /// What adding comes to.
 pub(super) enum Adding {
-    /// It is a member already.
-    Already(NodeId),
+    /// It is a member already; this makes it stand as was ordered.
+    Already(NodeId, Plan),
     /// It can be one, under this id; `None` where none was given because nothing shall be done.
     New(Option<NodeId>, Plan),
 }
@@ -54,7 +54,7 @@ impl Membership {
     ) -> Result<Adding, MemberError> {
         let answered = self.dial_back(roster, new).await?;
         let (theirs, known) = match answered {
-            Answered::Itself(id) => return Ok(Adding::Already(id)),
+            Answered::Itself(id) => return Ok(Adding::Already(id, Plan::as_ordered(roster, id, new)?)),
             Answered::Empty(theirs) => (theirs, None),
             Answered::Known(theirs, id) => (theirs, Some(id)),
         };
@@ -65,11 +65,12 @@ impl Membership {
             peer_addr: new.peer_addr.clone(),
             client_url: new.client_url.clone().unwrap_or(theirs.client_url),
             zone: new.zone.clone().unwrap_or(theirs.zone),
-            priority: new.priority,
+            priority: new.priority.unwrap_or(0),
             wish,
         };
         // Refused before anything is given to it.
         let plan = Plan::adding(roster, known.unwrap_or(NO_ID), member.clone())?;
+        self.check_quorum(roster, &plan, options)?;
         if options.dry_run {
             return Ok(Adding::New(known, plan));
         }
@@ -121,7 +122,8 @@ impl Membership {
                 Ok(Answered::Itself(identity.id))
             }
             Response::Identified { identity, initialized: true, .. } => conflict(format!(
-                "{name} was member {} of this cluster and was removed; ids are never reused, so give it an empty directory",
+                "{name} has been in this cluster as member {} and is no member; ids are never given again, so give it an \
+                 empty directory",
                 identity.id
             )),
             Response::Identified { member, identity, .. } => Ok(Answered::Known(member, identity.id)),

@@ -49,11 +49,7 @@ pub(in crate::node) async fn join(
         for address in &join.addresses {
             match ask(desk, &**transport, address, join).await {
                 Ok(Ok(_)) => return Ok(()),
-                Ok(Err(
-                    error @ (MemberError::Conflict(_)
-                    | MemberError::UnknownMember { .. }
-                    | MemberError::WouldLoseQuorum(_)),
-                )) => {
+                Ok(Err(error @ (MemberError::Conflict(_) | MemberError::UnknownMember { .. }))) => {
                     let (name, why) = (desk.member().name.clone(), error.to_string());
                     return Err(FormingError::NotTaken { name, why });
                 }

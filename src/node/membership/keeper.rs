@@ -18,7 +18,7 @@ use super::Membership;
 use super::steps::{Facts, Seen, next_step, preferred_leader, replaces_leader};
 use crate::clock::{self, Instant};
 use crate::raft::{ChangeError, Leader, Roster};
-use crate::types::NodeId;
+use crate::types::{NodeId, Wish};
 
 /// Voters that dead-server clean-up leaves at least, where nothing else is said.
 pub const VOTERS_MIN_DEFAULT: usize = 3;
@@ -52,6 +52,8 @@ impl Default for MemberPolicy {
 struct Memory {
     /// When each member was last heard from, or first missed.
     heard: BTreeMap<NodeId, Instant>,
+    /// Since when each member that leaves has been known to.
+    leaving: BTreeMap<NodeId, Instant>,
     /// Who shall lead, and since when that is so.
     preferred: Option<(NodeId, Instant)>,
 }
@@ -64,7 +66,12 @@ pub(in crate::node) async fn keep(membership: Membership, policy: MemberPolicy, 
     let mut moved: Option<Instant> = None;
     loop {
         if membership.raft().leads() {
-            membership.look(&policy, memory.get_or_insert_default(), &mut moved).await;
+            membership.leads_for();
+            // A change that was begun goes on by itself.
+            let look = membership.look(&policy, memory.get_or_insert_default(), &mut moved);
+            if shutdown.run_until_cancelled(look).await.is_none() {
+                return;
+            }
         } else {
             memory = None;
         }
@@ -98,6 +105,8 @@ impl Membership {
         let (me, status, now) = (self.raft().id(), self.raft().status(), clock::now());
         let silence = self.transfers.timers.leader_silence();
         memory.heard.retain(|id, _| roster.members.contains_key(id));
+        let leaves = |id: &NodeId| roster.members.get(id).is_some_and(|member| member.wish == Wish::Leave);
+        memory.leaving.retain(|id, _| leaves(id));
         let mut seen = |id: NodeId| {
             let last = memory.heard.entry(id).or_insert(now);
             if let Some(age) = status.heard_from(id) {
@@ -105,10 +114,12 @@ impl Membership {
             }
             let silent = now.saturating_duration_since(*last);
             let reachable = status.heard_from(id).is_some_and(|age| age < silence);
-            Seen { reachable, silent, matched: status.matched(id) }
+            let leaving =
+                if leaves(&id) { memory.leaving.entry(id).or_insert(now).elapsed() } else { Duration::ZERO };
+            Seen { reachable, silent, matched: status.matched(id), leaving }
         };
         let others = roster.members.keys().filter(|id| **id != me).map(|id| (*id, seen(*id))).collect();
-        Facts { me, last: status.last_log_index().unwrap_or(0), others }
+        Facts { me, last: status.last_log_index().unwrap_or(0), others, silence }
     }
 
     /// Has a voter lead that shall rather than this node, once it was able to for a while.
@@ -124,12 +135,13 @@ impl Membership {
             Some((id, since)) if id == wanted => since,
             _ => memory.preferred.insert((wanted, clock::now())).1,
         };
-        let paused = moved.is_some_and(|at| at.elapsed() < election * PREFERENCE_PAUSE_ELECTIONS);
-        if !urgent && (paused || since.elapsed() < election * PREFERENCE_ELECTIONS) {
+        let pause = election * if urgent { PREFERENCE_ELECTIONS } else { PREFERENCE_PAUSE_ELECTIONS };
+        let paused = moved.is_some_and(|at| at.elapsed() < pause);
+        if paused || (!urgent && since.elapsed() < election * PREFERENCE_ELECTIONS) {
             return;
         }
-        *moved = Some(clock::now());
         let Ok(_turn) = self.turn.try_lock() else { return };
+        *moved = Some(clock::now());
         if self.raft().leader() != Leader::Me {
             return;
         }

@@ -9,8 +9,8 @@
 //! 0xF3 | version (1) | postcard of Order, or of Result<Changed, MemberError>
 //! ```
 //!
-//! Guarantees: one change at a time; a change that is refused has changed nothing; an order may be given again, and comes to
-//! the same. Leaves out: the wire form for clients (`api::model`).
+//! Guarantees: one change at a time; a change that is refused has changed nothing in the group; an order to add or to update
+//! may be given again, and comes to the same. Leaves out: the wire form for clients (`api::model`).
 
 mod adding;
 mod joining;
@@ -41,7 +41,7 @@ use super::leader_transfer::Transfers;
 use crate::clock::{self, Instant};
 use crate::raft::{ChangeError, Leader, RaftNode, Roster};
 use crate::transport::{CallError, Channel};
-use crate::types::{ClusterId, LogPosition, Member, NodeId, Wish};
+use crate::types::{ClusterId, LogPosition, Member, NodeId, Term, Wish};
 
 /// The first byte of these messages.
 pub(super) const MEMBERSHIP: u8 = 0xF3;
@@ -144,7 +144,6 @@ impl From<ChangeError> for MemberError {
             ChangeError::Busy => Self::Busy,
             ChangeError::Unknown(why) => Self::Unknown(why),
             ChangeError::Refused(why) => Self::Conflict(why),
-            ChangeError::Stopping => Self::NotReady("it is stopping".into()),
         }
     }
 }
@@ -166,12 +165,14 @@ struct Order {
 pub(super) struct Membership {
     pub(super) transfers: Transfers,
     /// Held while a change is proposed here.
-    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// The last term in which this node led, and since when that was known.
+    since: Arc<parking_lot::Mutex<Option<(Term, Instant)>>>,
 }
 
 impl Membership {
     pub(super) fn new(transfers: Transfers) -> Self {
-        Self { transfers, turn: Arc::default() }
+        Self { transfers, turn: Arc::default(), since: Arc::default() }
     }
 
     fn raft(&self) -> &RaftNode {
@@ -265,9 +266,7 @@ impl Membership {
         let roster = self.settled()?;
         let (id, plan) = match change {
             Change::Add(new) => match self.adding(&roster, new, options, deadline).await? {
-                adding::Adding::Already(id) => {
-                    (Some(id), Plan::of(&Change::Update(id, MemberPatch::default()), &roster)?)
-                }
+                adding::Adding::Already(id, plan) => (Some(id), plan),
                 adding::Adding::New(id, plan) => (id, plan),
             },
             Change::Update(id, patch) => {
@@ -276,17 +275,16 @@ impl Membership {
             }
             Change::Remove(id) => (Some(*id), Plan::of(change, &roster)?),
         };
-        let reachable = self.reachable(&roster, &plan);
-        if !options.force {
-            plan.check_quorum(&roster, &reachable)?;
-        }
+        let reachable = self.check_quorum(&roster, &plan, options)?;
         let mut changed = told(&roster, &plan, id, &reachable);
+        let me = self.raft().id();
+        let loses_own_vote = roster.voters.contains(&me) && !plan.voters.contains(&me);
+        let heir = if loses_own_vote { Some(self.heir().await?) } else { None };
         if options.dry_run || plan.changes_nothing(&roster) {
             return Ok(changed);
         }
-        let me = self.raft().id();
-        if roster.voters.contains(&me) && !plan.voters.contains(&me) {
-            self.give_away(deadline).await?;
+        if let Some(heir) = heir {
+            self.give_away(heir, deadline).await;
             return Err(MemberError::NotLeader);
         }
         self.raft().change_members(roster.position, plan.members.clone(), plan.voters.clone(), deadline).await?;
@@ -311,20 +309,46 @@ impl Membership {
         plan.members.keys().copied().filter(heard).collect()
     }
 
-    /// Has another voter lead, because this node is to lose its vote: the next leader makes the change.
-    async fn give_away(&self, deadline: Instant) -> Result<(), MemberError> {
-        let heir = self.transfers.heir_of_all().await.ok_or_else(|| {
+    /// Refuses a plan after which no quorum would be reachable, unless it is forced; returns who is reachable.
+    fn check_quorum(
+        &self,
+        roster: &Roster,
+        plan: &Plan,
+        options: ChangeOptions,
+    ) -> Result<BTreeSet<NodeId>, MemberError> {
+        let reachable = self.reachable(roster, plan);
+        match plan.check_quorum(roster, &reachable) {
+            Err(_) if options.force => Ok(reachable),
+            // It has just been elected, and can't have heard from everybody.
+            Err(_) if self.leads_for() < self.transfers.timers.leader_silence() => Err(MemberError::NotLeader),
+            Err(refusal) => Err(refusal.into()),
+            Ok(()) => Ok(reachable),
+        }
+    }
+
+    /// For how long this node has been known to lead in this term.
+    fn leads_for(&self) -> Duration {
+        let term = self.raft().term();
+        let mut since = self.since.lock();
+        if since.is_none_or(|(of, _)| of != term) {
+            *since = Some((term, clock::now()));
+        }
+        since.map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+
+    /// Who shall lead instead of this node, which is to lose its vote.
+    async fn heir(&self) -> Result<NodeId, MemberError> {
+        self.transfers.heir_of_all().await.ok_or_else(|| {
             MemberError::Conflict(
                 "this member leads, and no other voter answers and has the log; nothing was changed".into(),
             )
-        })?;
-        match self.raft().transfer_leadership(heir, deadline).await {
-            // Whoever leads now makes the change.
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, "the leadership was not handed over");
-                Ok(())
-            }
+        })
+    }
+
+    /// Has another voter lead, because this node is to lose its vote: the next leader makes the change.
+    async fn give_away(&self, heir: NodeId, deadline: Instant) {
+        if let Err(error) = self.raft().transfer_leadership(heir, deadline).await {
+            tracing::warn!(%error, "the leadership was not handed over");
         }
     }
 }
@@ -358,20 +382,24 @@ impl Node {
         let membership = self.membership().map_err(MemberError::NotReady)?;
         let mut changed = membership.carry_out(change, options, deadline).await?;
         if !options.dry_run {
-            changed.done = self.await_wish(&changed, deadline).await;
+            changed.done = self.await_wish(change, &changed, deadline).await;
         }
         Ok(changed)
     }
 
     /// Waits a little for what is wished for a member to be done, as far as this node hears of it.
-    async fn await_wish(&self, changed: &Changed, deadline: Instant) -> bool {
+    async fn await_wish(&self, change: &Change, changed: &Changed, deadline: Instant) -> bool {
         let (Ok(raft), Some(id)) = (self.raft(), changed.id) else { return false };
         let until = deadline.min(clock::now() + self.0.timers.election_max);
         let mut changes = raft.changes();
         loop {
             let roster = raft.roster();
             let wish = roster.members.get(&id).map(|member| member.wish);
-            if roster.position >= changed.position && roster.is_settled() && matches!(wish, None | Some(Wish::Stay)) {
+            let is_so = match change {
+                Change::Remove(_) => wish.is_none(),
+                Change::Add(_) | Change::Update(..) => wish == Some(Wish::Stay),
+            };
+            if roster.position >= changed.position && roster.is_settled() && is_so {
                 return true;
             }
             if tokio::time::timeout_at(until, changes.changed()).await.is_err() {

@@ -37,8 +37,8 @@ pub struct NewMember {
     pub client_url: Option<String>,
     /// Its data centre; `None`: as the node says itself.
     pub zone: Option<String>,
-    /// How much it is preferred as the leader.
-    pub priority: u8,
+    /// How much it is preferred as the leader; `None`: not at all.
+    pub priority: Option<u8>,
     /// Whether it shall vote once it has caught up.
     pub votes: bool,
     /// The member it takes the place of once it has caught up.
@@ -200,6 +200,27 @@ impl Plan {
         let mut members = roster.members.clone();
         members.insert(id, member);
         Ok(Self::with(members, roster.voters.clone()))
+    }
+
+    /// What the order to add comes to for one that is a member already: it shall stand as was ordered.
+    pub(super) fn as_ordered(roster: &Roster, id: NodeId, new: &NewMember) -> Result<Self, Refusal> {
+        let NewMember { client_url, zone, priority, .. } = new.clone();
+        let votes = new.votes.then_some(true);
+        let plan = update(roster, id, &MemberPatch { votes, client_url, zone, priority, ..MemberPatch::default() })?;
+        if find(roster, id)?.wish == Wish::Leave {
+            return Err(Refusal::Conflict(format!("{} is being removed; add it anew once it is out", new.name)));
+        }
+        // One that is gone was replaced already.
+        let old = new.replaces.as_ref().filter(|_| new.votes).and_then(|old| resolve(roster, old).ok());
+        let Some(old) = old.filter(|old| *old != id) else { return Ok(plan) };
+        let (mut members, mut voters) = (plan.members, plan.voters);
+        if voters.contains(&id) {
+            voters.remove(&old);
+            members.entry(old).and_modify(|old| old.wish = Wish::Leave);
+        } else {
+            members.entry(id).and_modify(|member| member.wish = Wish::Vote { replaces: Some(old) });
+        }
+        Ok(Self::with(members, voters))
     }
 
     fn with(members: BTreeMap<NodeId, Member>, voters: BTreeSet<NodeId>) -> Self {

@@ -1,7 +1,7 @@
 //! How a member learns that it was taken out of the group.
 //!
-//! Ids are never reused, so whoever is missing from a committed membership newer than one it was in is out for good. A member
-//! that hears no leader asks the others for theirs: one that was away when it was taken out is not sent the log any more.
+//! Whoever is missing from a committed membership newer than one it was in is out. A member that hears no leader, or reads in
+//! its log that it leaves, asks the others for theirs: one that is taken out is not sent the log any more.
 //! That it is missing from an *older* membership means nothing: a new member reads those while it catches up.
 //!
 //! Guarantees: it is never believed without a committed membership. Leaves out: stopping the process; an operator shall see
@@ -25,8 +25,10 @@ pub(in crate::node) async fn watch_removal(membership: Membership, removal: Remo
     let silence = membership.transfers.timers.leader_silence();
     let mut changes = raft.changes();
     loop {
-        let roster = raft.roster();
-        if says_so(&roster, raft.id()) || membership.others_say_so(&roster, silence).await {
+        let told = says_so(&raft.roster(), raft.id());
+        let is_led = raft.leader_heard(silence) != Leader::None;
+        // Its own log alone is no proof: that may be of an earlier time, which it is catching up with.
+        if (told || !is_led) && membership.others_say_so(&raft.committed_roster()).await {
             let cluster = membership.transfers.cluster;
             let why = format!(
                 "it was removed from cluster {cluster} and its id {} is not given again; stop it, and to bring the \
@@ -38,17 +40,18 @@ pub(in crate::node) async fn watch_removal(membership: Membership, removal: Remo
             let _ = removal.set(why);
             return;
         }
-        let news = tokio::time::timeout(silence, changes.changed());
+        let pause = if told { membership.transfers.timers.heartbeat } else { silence };
+        let news = tokio::time::timeout(pause, changes.changed());
         if shutdown.run_until_cancelled(news).await.is_none() {
             return;
         }
     }
 }
 
-/// Whether this node's own log says that it leaves.
+/// Whether this node's own log says that it leaves: then it is cut off soon.
 fn says_so(roster: &Roster, me: NodeId) -> bool {
     let leaves = roster.members.get(&me).is_some_and(|member| member.wish == Wish::Leave);
-    roster.is_settled() && leaves && !roster.voters.contains(&me)
+    leaves && !roster.voters.contains(&me)
 }
 
 /// Whether another member's membership shows that this node, which was in `mine`, is out.
@@ -58,9 +61,10 @@ fn shows_it(mine: &Roster, me: NodeId, account: &Account) -> bool {
 }
 
 impl Membership {
-    async fn others_say_so(&self, roster: &Roster, silence: std::time::Duration) -> bool {
+    /// Whether another member has a newer committed membership than `roster`, and this node is missing there.
+    async fn others_say_so(&self, roster: &Roster) -> bool {
         let me = self.raft().id();
-        if !roster.members.contains_key(&me) || self.raft().leader_heard(silence) != Leader::None {
+        if !roster.members.contains_key(&me) {
             return false;
         }
         let others = roster.members.iter().filter(|(id, _)| **id != me);
@@ -98,10 +102,9 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_out_when_its_own_committed_log_says_that_it_leaves() {
+    fn a_member_asks_once_its_own_log_says_that_it_leaves() {
         let me = NodeId::new(4);
         assert!(says_so(&roster(5, Wish::Leave, false, true), me));
-        assert!(!says_so(&roster(5, Wish::Leave, false, false), me), "it may be taken back");
         assert!(!says_so(&roster(5, Wish::Leave, true, true), me), "it votes still");
         assert!(!says_so(&roster(5, Wish::Stay, false, true), me));
         assert!(!says_so(&roster(5, Wish::Leave, false, true), NodeId::new(5)), "it is not there yet");

@@ -21,7 +21,12 @@ pub(super) struct Facts {
     pub(super) last: u64,
     /// The others.
     pub(super) others: BTreeMap<NodeId, Seen>,
+    /// Who is silent for so long is away.
+    pub(super) silence: Duration,
 }
+
+/// A member that is there, but does not get so far in its log that it hears that it leaves, goes after so many silences.
+const LEAVING_SILENCES_MAX: u32 = 15;
 
 /// What the leader knows of another member.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,6 +37,8 @@ pub(super) struct Seen {
     pub(super) silent: Duration,
     /// How far its log is known to reach.
     pub(super) matched: Option<LogPosition>,
+    /// For how long this leader has known that it leaves.
+    pub(super) leaving: Duration,
 }
 
 impl Facts {
@@ -76,11 +83,13 @@ pub(super) fn next_step(roster: &Roster, facts: &Facts, policy: &MemberPolicy) -
 /// A member without a vote that is to leave goes once it has heard so, or can't.
 fn take_out(roster: &Roster, facts: &Facts) -> Option<Step> {
     let leaves = |(id, member): &(&NodeId, &Member)| member.wish == Wish::Leave && !roster.voters.contains(id);
-    let (id, member) = roster.members.iter().find(leaves)?;
-    let seen = facts.seen(*id);
-    if seen.reachable && seen.matched < roster.position {
-        return None;
-    }
+    let may_go = |(id, _): &(&NodeId, &Member)| {
+        let seen = facts.seen(**id);
+        let heard = seen.reachable && seen.matched >= roster.position;
+        let away = !seen.reachable && seen.silent >= facts.silence;
+        heard || away || seen.leaving >= facts.silence * LEAVING_SILENCES_MAX
+    };
+    let (id, member) = roster.members.iter().filter(leaves).find(may_go)?;
     let mut members = roster.members.clone();
     members.remove(id);
     Some(Step { members, voters: roster.voters.clone(), why: format!("{} (member {id}) leaves", member.name) })
@@ -125,15 +134,17 @@ fn clean_up(roster: &Roster, facts: &Facts, policy: &MemberPolicy) -> Option<Ste
     if roster.members.values().any(|member| member.wish == Wish::Leave) {
         return None;
     }
-    let silent = |id: &NodeId| *id != facts.me && !facts.seen(*id).reachable && facts.seen(*id).silent >= limit;
-    let (id, member) = roster.members.iter().find(|(id, _)| silent(id))?;
-    let plan: Result<Plan, Refusal> = Plan::of(&Change::Remove(*id), roster);
-    let plan = plan.ok().filter(|plan| plan.check_quorum(roster, &facts.reachable()).is_ok())?;
-    if roster.voters.contains(id) && plan.voters.len() < policy.voters_min {
-        return None;
-    }
-    let why = format!("{} (member {id}) was silent for {} s", member.name, facts.seen(*id).silent.as_secs());
-    Some(Step { members: plan.members, voters: plan.voters, why })
+    let silent = |id: &&NodeId| **id != facts.me && !facts.seen(**id).reachable && facts.seen(**id).silent >= limit;
+    roster.members.keys().filter(silent).find_map(|id| {
+        let plan: Result<Plan, Refusal> = Plan::of(&Change::Remove(*id), roster);
+        let plan = plan.ok().filter(|plan| plan.check_quorum(roster, &facts.reachable()).is_ok())?;
+        if roster.voters.contains(id) && plan.voters.len() < policy.voters_min {
+            return None;
+        }
+        let name = &roster.members[id].name;
+        let why = format!("{name} (member {id}) was silent for {} s", facts.seen(*id).silent.as_secs());
+        Some(Step { members: plan.members, voters: plan.voters, why })
+    })
 }
 
 fn is_quorum(voters: &BTreeSet<NodeId>, reachable: &BTreeSet<NodeId>) -> bool {
@@ -147,7 +158,8 @@ pub(super) fn preferred_leader(roster: &Roster, facts: &Facts) -> Option<NodeId>
     }
     let priority = |id: &NodeId| roster.members.get(id).map_or(0, |member| member.priority);
     let mine = if roster.voters.contains(&facts.me) { Some(priority(&facts.me)) } else { None };
-    let others = roster.voters.iter().filter(|id| **id != facts.me && facts.is_up_to_date(**id));
+    let replaced = |id: NodeId| roster.members.values().any(|other| other.wish == Wish::Vote { replaces: Some(id) });
+    let others = roster.voters.iter().filter(|id| **id != facts.me && facts.is_up_to_date(**id) && !replaced(**id));
     let best = others.max_by_key(|id| (priority(id), std::cmp::Reverse(**id)))?;
     (Some(priority(best)) > mine).then_some(*best)
 }

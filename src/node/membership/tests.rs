@@ -11,7 +11,7 @@ fn new() -> NewMember {
         peer_addr: "h4:7481".into(),
         client_url: Some("http://h4:7480".into()),
         zone: Some("dc2".into()),
-        priority: 9,
+        priority: Some(9),
         votes: true,
         replaces: Some(MemberRef::Id(NodeId::new(2))),
     }

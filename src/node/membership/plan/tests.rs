@@ -76,6 +76,30 @@ fn one_that_replaces_another_counts_in_its_place_at_last() {
 }
 
 #[test]
+fn an_order_to_add_a_member_makes_it_stand_as_was_ordered() {
+    let roster = roster(&[1, 2, 3, 4], &[1, 2, 3]);
+    let order = |votes, replaces: Option<u64>| NewMember {
+        name: "n4".into(),
+        votes,
+        replaces: replaces.map(|old| MemberRef::Id(id(old))),
+        ..NewMember::default()
+    };
+    assert!(Plan::as_ordered(&roster, id(4), &order(false, None)).unwrap().changes_nothing(&roster));
+    let plan = Plan::as_ordered(&roster, id(4), &order(true, None)).unwrap();
+    assert_eq!(plan.voters_at_last, ids(&[1, 2, 3, 4]));
+    let plan = Plan::as_ordered(&roster, id(4), &order(true, Some(2))).unwrap();
+    assert_eq!((plan.voters, plan.voters_at_last), (ids(&[1, 2, 3]), ids(&[1, 3, 4])));
+    // One that votes already takes the place of another at once.
+    let plan = Plan::as_ordered(&roster, id(1), &NewMember { name: "n1".into(), ..order(true, Some(2)) }).unwrap();
+    assert_eq!((&plan.voters, plan.members[&id(2)].wish), (&ids(&[1, 3]), Wish::Leave));
+    let gone = Plan::as_ordered(&roster, id(1), &NewMember { name: "n1".into(), ..order(true, Some(9)) }).unwrap();
+    assert!(gone.changes_nothing(&roster), "it was replaced before");
+    let leaving = Plan::of(&Change::Remove(id(4)), &roster).unwrap();
+    let later = Roster { members: leaving.members, ..roster };
+    assert!(matches!(Plan::as_ordered(&later, id(4), &order(false, None)), Err(Refusal::Conflict(_))));
+}
+
+#[test]
 fn the_last_voter_stays_even_by_force() {
     let roster = roster(&[1, 2], &[1]);
     for change in [Change::Remove(id(1)), Change::Update(id(1), votes(false))] {

@@ -16,6 +16,8 @@ fn at(index: u64) -> LogPosition {
     LogPosition { term: Term::new(1), leader: id(1), index: LogIndex::new(index) }
 }
 
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Voters 1 to 3, and 4 as a learner; the membership is of entry 50.
 fn roster() -> Roster {
     let member = |number| Member { name: format!("n{number}"), peer_addr: format!("h{number}"), ..Member::default() };
@@ -36,8 +38,9 @@ fn wishing(number: u64, wish: Wish) -> Roster {
 
 /// 1 leads, its last entry is 1,000, and everybody is there with all of it.
 fn facts() -> Facts {
-    let seen = Seen { reachable: true, silent: Duration::ZERO, matched: Some(at(1_000)) };
-    Facts { me: id(1), last: 1_000, others: (2..=4).map(|number| (id(number), seen)).collect() }
+    let seen = Seen { reachable: true, matched: Some(at(1_000)), ..Seen::default() };
+    let others = (2..=4).map(|number| (id(number), seen)).collect();
+    Facts { me: id(1), last: 1_000, others, silence: SILENCE }
 }
 
 fn with(number: u64, seen: Seen) -> Facts {
@@ -47,7 +50,7 @@ fn with(number: u64, seen: Seen) -> Facts {
 }
 
 fn silent(seconds: u64) -> Seen {
-    Seen { reachable: false, silent: Duration::from_secs(seconds), matched: Some(at(900)) }
+    Seen { reachable: false, silent: Duration::from_secs(seconds), matched: Some(at(900)), ..Seen::default() }
 }
 
 fn never() -> MemberPolicy {
@@ -109,7 +112,9 @@ fn a_member_that_leaves_goes_once_it_has_heard_so_or_can_not() {
     let roster = wishing(4, Wish::Leave);
     let deaf = Seen { matched: Some(at(49)), ..facts().others[&id(4)] };
     assert_eq!(next_step(&roster, &with(4, deaf), &never()), None);
-    for facts in [facts(), with(4, silent(0))] {
+    assert_eq!(next_step(&roster, &with(4, silent(1)), &never()), None, "a new leader has heard nobody yet");
+    let stuck = Seen { leaving: SILENCE * LEAVING_SILENCES_MAX, ..deaf };
+    for facts in [facts(), with(4, silent(2)), with(4, stuck)] {
         let step = next_step(&roster, &facts, &never()).unwrap();
         assert_eq!((step.members.contains_key(&id(4)), step.voters), (false, ids(&[1, 2, 3])));
     }
@@ -130,6 +135,10 @@ fn a_silent_member_is_taken_out_only_where_that_is_wanted_and_enough_others_stay
     two.others.insert(id(4), silent(100));
     let step = next_step(&Roster { voters: ids(&[1, 2]), ..one_leaves }, &two, &policy(1)).unwrap();
     assert!(!step.members.contains_key(&id(3)) && step.members.contains_key(&id(4)), "one at a time");
+    let mut floor = with(3, silent(100));
+    floor.others.insert(id(4), silent(100));
+    let step = next_step(&roster(), &floor, &policy(3)).unwrap();
+    assert_eq!(step.members[&id(4)].wish, Wish::Leave, "a voter that stays hides nobody behind it");
     let mut most_are_away = with(3, silent(100));
     most_are_away.others.insert(id(2), silent(100));
     assert_eq!(next_step(&roster(), &most_are_away, &policy(1)), None, "no quorum is left");
@@ -153,6 +162,9 @@ fn a_voter_of_greater_priority_shall_lead_if_it_can() {
     assert_eq!(preferred_leader(&priorities(&[(4, 5)]), &facts()), None, "a learner can't lead");
     let behind = Seen { matched: Some(at(100)), ..facts().others[&id(3)] };
     assert_eq!(preferred_leader(&priorities(&[(3, 5)]), &with(3, behind)), None, "it lacks entries");
+    let mut replaced = priorities(&[(3, 5)]);
+    replaced.members.get_mut(&id(4)).unwrap().wish = Wish::Vote { replaces: Some(id(3)) };
+    assert_eq!(preferred_leader(&replaced, &facts()), None, "it is on its way out");
     let open = Roster { committed: false, ..priorities(&[(3, 5)]) };
     assert_eq!(preferred_leader(&open, &facts()), None, "not while the members change");
 }

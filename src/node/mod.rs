@@ -8,6 +8,7 @@ mod forming;
 mod group;
 mod hand_over;
 mod leader_transfer;
+mod neighbours;
 mod peer_desk;
 mod read;
 mod request;
@@ -20,10 +21,12 @@ use std::sync::{Arc, OnceLock};
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use leader_transfer::{Moved, TransferError};
+pub use neighbours::{Neighbour, advised_rtt};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::forming::FormingDesk;
@@ -46,6 +49,8 @@ struct Inner {
     fatal: Fatal,
     raft: OnceLock<RaftNode>,
     background: TaskTracker,
+    stopping: CancellationToken,
+    syncs: neighbours::Syncs,
     group: group::LastView,
 }
 
@@ -126,6 +131,7 @@ impl Node {
 
     /// Stops. What was acknowledged is on disk already.
     pub async fn stop(&self) {
+        self.0.stopping.cancel();
         if let Some(raft) = self.0.raft.get() {
             raft.stop().await;
         }

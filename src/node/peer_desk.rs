@@ -5,7 +5,7 @@
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
 //! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`,
-//! `group`, `leader_transfer`).
+//! `group`, `leader_transfer`, `neighbours`).
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::forming::FormingDesk;
 use super::group::{GROUP, GroupDesk};
 use super::leader_transfer::{TRANSFER, Transfers};
+use super::neighbours::{self, ECHO};
 use crate::transport::{BoxFuture, Channel, PeerHandler};
 
 /// The first byte of a forming message.
@@ -52,6 +53,7 @@ impl PeerHandler for PeerDesk {
                 let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
+            (Some(&ECHO), _) => Box::pin(std::future::ready(neighbours::echo(&request))),
             (Some(&GROUP), Some(running)) => Box::pin(std::future::ready(running.group.handle(&request))),
             (Some(&TRANSFER), Some(running)) => Box::pin(async move { running.transfers.handle(&request).await }),
             (Some(_), Some(running)) => running.raft.handle(channel, request),

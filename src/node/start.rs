@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Node;
@@ -74,6 +75,8 @@ impl Node {
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             background: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            syncs: super::neighbours::Syncs::default(),
             group: super::group::LastView::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -111,6 +114,7 @@ impl Node {
         if !initialized {
             self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
         }
+        self.watch_neighbours(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }

@@ -13,8 +13,8 @@ mod problem;
 mod txn;
 
 pub use cluster::{
-    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, QuorumInfo, SizesInfo,
-    StatusReply, Timers, ViewSource,
+    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PeerInfo, QuorumInfo,
+    SizesInfo, StatusReply, Timers, ViewSource,
 };
 pub use kv::{DeleteReply, Listing, PutReply, Record};
 pub use problem::{Code, Invalid, LeaderHint, OutcomeKind, Problem};

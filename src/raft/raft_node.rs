@@ -120,8 +120,7 @@ impl RaftNode {
         let peers = Peers { transport, cluster, me };
         let raft = start_openraft(config, &peers, log.clone(), store).await?;
 
-        let shutdown = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
         let proposer_metrics = metrics.register(ProposerMetrics::register);
         let (timers, stop) = (config.timers, shutdown.clone());

@@ -9,6 +9,7 @@ mod group;
 mod hand_over;
 mod leader_transfer;
 mod membership;
+mod neighbours;
 mod peer_desk;
 mod read;
 mod request;
@@ -25,6 +26,7 @@ pub use membership::{
     Change, ChangeOptions, Changed, Join, MEMBERS_MAX, MemberError, MemberPatch, MemberPolicy, MemberRef, NewMember,
     Quorums, VOTERS_MIN_DEFAULT, ZoneQuorum,
 };
+pub use neighbours::{Neighbour, advised_rtt};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, Origin, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
@@ -56,6 +58,7 @@ struct Inner {
     background: TaskTracker,
     /// Ends what runs in `background`.
     stopping: CancellationToken,
+    syncs: neighbours::Syncs,
     group: group::LastView,
 }
 

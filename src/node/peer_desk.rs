@@ -6,7 +6,7 @@
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
 //! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`,
-//! `group`, `leader_transfer`, `membership`).
+//! `group`, `leader_transfer`, `membership`, `neighbours`).
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,6 +16,7 @@ use super::forming::FormingDesk;
 use super::group::{GROUP, GroupDesk};
 use super::leader_transfer::TRANSFER;
 use super::membership::{MEMBERSHIP, Membership};
+use super::neighbours::{self, ECHO};
 use crate::transport::{BoxFuture, Channel, PeerHandler};
 
 /// The first byte of a forming message.
@@ -54,6 +55,7 @@ impl PeerHandler for PeerDesk {
                 let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
+            (Some(&ECHO), _) => Box::pin(std::future::ready(neighbours::echo(&request))),
             (Some(&GROUP), Some(running)) => Box::pin(std::future::ready(running.group.handle(&request))),
             (Some(&TRANSFER), Some(running)) => {
                 Box::pin(async move { running.membership.transfers.handle(&request).await })

@@ -100,6 +100,7 @@ impl Node {
             removal: Removal::default(),
             background: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            syncs: super::neighbours::Syncs::default(),
             group: super::group::LastView::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -155,6 +156,7 @@ impl Node {
         background.spawn(keep(membership.clone(), config.policy.clone(), stopping.clone()));
         background.spawn(follow_own_entry(raft.clone(), self.0.desk.clone(), stopping.clone()));
         background.spawn(watch_removal(membership.clone(), self.0.removal.clone(), stopping.clone()));
+        self.watch_neighbours(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }

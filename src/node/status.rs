@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Node;
+use super::neighbours::Neighbour;
+use crate::clock;
 use crate::raft::SnapshotHandle;
 use crate::raft::{RaftRole, RaftStatus};
-use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term};
+use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term, WallTime};
 
 /// The part a member plays at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,14 @@ pub struct NodeStatus {
     pub readiness: Result<(), String>,
     /// The timers in force, in milliseconds: heartbeat, least and greatest election timeout.
     pub timers_ms: (u64, u64, u64),
+    /// The round-trip time that they were made for, in milliseconds.
+    pub timers_rtt_ms: u64,
+    /// The other members, and how far away they are.
+    pub neighbours: Vec<Neighbour>,
+    /// How long one sync of the log takes, of late.
+    pub sync_time: Option<Duration>,
+    /// The wall clock here.
+    pub wall: WallTime,
 }
 
 /// Sizes in bytes.
@@ -166,6 +176,10 @@ impl Node {
             sizes: Sizes::default(),
             readiness: Ok(()),
             timers_ms: (ms(timers.heartbeat), ms(timers.election_min), ms(timers.election_max)),
+            timers_rtt_ms: ms(timers.rtt),
+            neighbours: self.neighbours(),
+            sync_time: self.sync_time(),
+            wall: clock::wall(),
         };
         let raft = match (self.0.raft.get(), self.raft()) {
             // One that was taken out still has what it had.

@@ -97,13 +97,22 @@ impl Leadership {
     ) {
         let mut changes = self.subscribe();
         let mut found = 0;
+        let mut unconfirmed = None;
         loop {
             let news = tokio::time::timeout(pause, changes.changed());
             let Some(news) = shutdown.run_until_cancelled(news).await else { return };
             // A change can only end it: it is counted as often as it was looked for.
             let looked = u32::from(news.is_err());
             let hands_over = self.since(&self.handed_ms).is_some_and(|begun| begun < lease * HAND_OVER_LEASES);
-            let overdue = !hands_over && is_overdue(&raft.borrow_watched(), lease);
+            let age = match confirmed_age(&raft.borrow_watched()) {
+                // Elected, and nobody has answered since.
+                Some(None) => Some(unconfirmed.get_or_insert_with(clock::now).elapsed()),
+                known => {
+                    unconfirmed = None;
+                    known.flatten()
+                }
+            };
+            let overdue = !hands_over && age.is_some_and(|age| age > lease);
             found = if overdue { found + looked } else { 0 };
             let lost = found >= LOST_LOOKS;
             if self.lost.send_if_modified(|before| std::mem::replace(before, lost) != lost) && lost {
@@ -200,11 +209,20 @@ impl Leadership {
     }
 }
 
-/// Whether this is a leader of others that no quorum has confirmed for so long.
-fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
-    let alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
-    let confirmed = metrics.last_quorum_acked.as_ref();
-    metrics.state.is_leader() && !alone && confirmed.is_some_and(|at| at.elapsed() > lease)
+/// How long ago a quorum has confirmed this leader of others, `Some(None)` if none ever has; `None` if it is no such leader.
+fn confirmed_age(metrics: &RaftMetrics<TypeConfig>) -> Option<Option<Duration>> {
+    leads_others(metrics).then(|| metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()))
+}
+
+fn leads_others(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    let alone = || metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
+    metrics.state.is_leader() && !alone()
+}
+
+/// Whether this is a leader of others that a quorum has confirmed once, but not for so long.
+pub(super) fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
+    // The time first: this is asked for each append.
+    metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > lease) && leads_others(metrics)
 }
 
 impl Leader {

@@ -20,6 +20,7 @@ mod messages;
 mod metrics;
 mod network;
 mod payload;
+mod pipeline;
 mod proposer;
 mod raft_node;
 mod read_barrier;
@@ -27,6 +28,7 @@ mod recovery;
 mod server;
 mod snapshot_store;
 mod snapshot_transfer;
+mod standing;
 mod state_store;
 pub mod types;
 

@@ -5,24 +5,31 @@
 //! and how a snapshot is cut into parts (`snapshot_transfer`).
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::Stream;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::base::BoxFuture;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{AnyError, RaftMetrics, RaftNetworkFactory, RaftNetworkV2};
 
 use super::address_book::AddressBook;
+use super::leadership::is_overdue;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
+use super::pipeline;
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer;
 use super::types::{Snapshot, TypeConfig, Vote};
-use crate::clock;
-use crate::transport::{CallError, Channel, Transport};
+use crate::clock::{self, Instant};
+use crate::transport::{CallError, Channel, Pipe, Transport};
 use crate::types::{ClusterId, Member, NodeId};
 
 /// An append may wait for a slow disk on the other side: it gets at least this long, whatever the heartbeat interval.
@@ -48,13 +55,21 @@ impl Peers {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
+        let bytes = self.encode(to, request)?;
+        understand(&self.transport.call(address, channel, bytes, clock::now() + timeout).await?)
+    }
+
+    fn encode(&self, to: NodeId, request: &Request) -> Result<Bytes, PeerError> {
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
-        let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
-        let answer = self.transport.call(address, channel, bytes, clock::now() + timeout).await?;
-        match decode_response(&answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
-            Response::Refused(reason) => Err(PeerError::Refused(reason)),
-            response => Ok(response),
-        }
+        encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))
+    }
+}
+
+/// What a member answers.
+pub(super) fn understand(answer: &[u8]) -> Result<Response, PeerError> {
+    match decode_response(answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
+        Response::Refused(reason) => Err(PeerError::Refused(reason)),
+        response => Ok(response),
     }
 }
 
@@ -95,21 +110,55 @@ impl From<PeerError> for RPCError<TypeConfig> {
 }
 
 /// Makes the clients openraft calls members with.
-pub(super) struct NetworkFactory(pub(super) Peers);
+pub(super) struct NetworkFactory {
+    pub(super) peers: Peers,
+    /// Whether appends are sent ahead of the answers to those before.
+    pub(super) pipelined: bool,
+    pub(super) quorum: Quorum,
+}
+
+/// Whether a quorum answers this leader. Clones share it.
+///
+/// A leader that hears nobody is still heard. openraft then stops its heartbeats for a while, so that its followers elect
+/// another one; but it goes on repeating entries that nobody confirms, and each of them would put the election off.
+#[derive(Clone)]
+pub(super) struct Quorum {
+    metrics: Arc<OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>>,
+    lease: Duration,
+}
+
+impl Quorum {
+    /// It counts as lost when nobody has confirmed the leadership for as long as `lease`.
+    pub(super) fn new(lease: Duration) -> Self {
+        Self { metrics: Arc::default(), lease }
+    }
+
+    /// Where it is looked up, once Raft runs.
+    pub(super) fn watch(&self, metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>) {
+        // Set once: Raft is started once.
+        let _ = self.metrics.set(metrics);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.metrics.get().is_some_and(|metrics| is_overdue(&metrics.borrow_watched(), self.lease))
+    }
+}
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { peers: self.0.clone(), target, address: member.peer_addr.clone(), channel: Channel::Append }
+        let (peers, address) = (self.peers.clone(), member.peer_addr.clone());
+        let (pipelined, quorum) = (self.pipelined, self.quorum.clone());
+        PeerClient { peers, target, address, channel: Channel::Append, pipelined, quorum }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { channel: Channel::Heartbeat, ..self.new_client(target, member).await }
+        PeerClient { channel: Channel::Heartbeat, pipelined: false, ..self.new_client(target, member).await }
     }
 
     async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { channel: Channel::Snapshot, ..self.new_client(target, member).await }
+        PeerClient { channel: Channel::Snapshot, pipelined: false, ..self.new_client(target, member).await }
     }
 }
 
@@ -119,9 +168,37 @@ pub(super) struct PeerClient {
     target: NodeId,
     address: String,
     channel: Channel,
+    pipelined: bool,
+    quorum: Quorum,
 }
 
 impl PeerClient {
+    /// Whether appends may be sent now. Heartbeats have their own rule in openraft.
+    pub(super) fn may_append(&self) -> Result<(), PeerError> {
+        if self.channel == Channel::Append && self.quorum.is_lost() {
+            return Err(PeerError::Refused("not sent: no quorum answers, and others are to be elected".into()));
+        }
+        Ok(())
+    }
+
+    /// How long an append may take.
+    pub(super) fn append_timeout(&self, option: &RPCOption) -> Duration {
+        match self.channel {
+            Channel::Heartbeat => option.hard_ttl(),
+            _ => option.hard_ttl().max(APPEND_TIMEOUT_MIN),
+        }
+    }
+
+    /// The bytes of a request to this member.
+    pub(super) fn encode(&self, request: &Request) -> Result<Bytes, PeerError> {
+        self.peers.encode(self.target, request)
+    }
+
+    /// A way to send appends ahead of the answers to those before.
+    pub(super) async fn pipe(&self, deadline: Instant) -> Result<Box<dyn Pipe>, PeerError> {
+        Ok(self.peers.transport.pipe(&self.address, self.channel, deadline).await?)
+    }
+
     pub(super) async fn call(
         &self,
         channel: Channel,
@@ -149,6 +226,9 @@ pub(super) fn unexpected(response: &Response) -> PeerError {
     PeerError::Refused(format!("unexpected answer: {response:?}"))
 }
 
+/// What openraft takes for a stream of answers, once there is one.
+type BoxedAnswers<'s> = BoxFuture<'s, Result<pipeline::Answers<'s>, RPCError<TypeConfig>>>;
+
 impl RaftNetworkV2<TypeConfig> for PeerClient {
     type SnapshotData = SnapshotHandle;
 
@@ -157,14 +237,22 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let timeout = match self.channel {
-            Channel::Heartbeat => option.hard_ttl(),
-            _ => option.hard_ttl().max(APPEND_TIMEOUT_MIN),
-        };
+        self.may_append()?;
+        let timeout = self.append_timeout(&option);
         match self.call(self.channel, &Request::Append(rpc), timeout).await? {
             Response::Append(response) => Ok(response),
             other => Err(unexpected(&other).into()),
         }
+    }
+
+    fn stream_append<'s, S>(&'s mut self, input: S, option: RPCOption) -> BoxedAnswers<'s>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        if self.pipelined {
+            return Box::pin(std::future::ready(Ok(pipeline::append(self, input, &option))));
+        }
+        stream_append_sequential(self, input, option)
     }
 
     async fn vote(
@@ -217,17 +305,19 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::clock::Instant;
-    use crate::transport::BoxFuture;
 
     /// Gives the same answer to everything.
     struct Answers(Bytes);
 
     impl Transport for Answers {
-        fn call<'a>(&'a self, _: &'a str, _: Channel, _: Bytes, _: Instant) -> BoxFuture<'a, Result<Bytes, CallError>> {
+        fn call<'a>(
+            &'a self,
+            _: &'a str,
+            _: Channel,
+            _: Bytes,
+            _: Instant,
+        ) -> crate::transport::BoxFuture<'a, Result<Bytes, CallError>> {
             Box::pin(std::future::ready(Ok(self.0.clone())))
         }
     }

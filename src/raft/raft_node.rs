@@ -26,7 +26,7 @@ use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
 use super::membership_change::{self, ChangeError, Roster};
 use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
-use super::network::{NetworkFactory, Peers};
+use super::network::{NetworkFactory, Peers, Quorum};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
@@ -118,14 +118,14 @@ impl RaftNode {
         let peers = Peers { transport, cluster, me, book: book.clone() };
         let raft = start_openraft(config, &peers, log.clone(), store).await?;
 
-        let shutdown = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
         let proposer_metrics = metrics.register(ProposerMetrics::register);
+        let (timers, stop) = (config.timers, shutdown.clone());
+        let pace = (timers, log.metrics().flush_time.clone());
         let (proposer, proposer_loop) =
-            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), proposer_metrics, shutdown.clone());
-        let timeout = config.timers.election_max;
-        let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
+            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), pace, proposer_metrics, stop);
+        let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timers };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
         let server = Arc::new(PeerServer {
             cluster,
@@ -154,7 +154,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
-        watch_leadership(&leadership, &raft, config.timers, &book, &tasks, &shutdown);
+        watch_leadership(&leadership, &raft, timers, &book, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -342,6 +342,12 @@ impl RaftNode {
         self.0.log.size_on_disk()
     }
 
+    /// How many times the log was brought to disk in this life, and how long that took together.
+    #[must_use]
+    pub fn syncs(&self) -> (u64, Duration) {
+        self.0.log.syncs()
+    }
+
     /// Bytes of the snapshot files on disk.
     #[must_use]
     pub fn snapshot_bytes(&self) -> u64 {
@@ -435,8 +441,13 @@ async fn start_openraft(
     store: StateStore,
 ) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
-    let raft = openraft::Raft::new(peers.me, raft_config, NetworkFactory(peers.clone()), log, store);
-    raft.await.map_err(|error| OpenError::Raft(error.to_string()))
+    let pipelined = config.timers.far() && peers.transport.has_pipes();
+    let quorum = Quorum::new(config.timers.election_max);
+    let network = NetworkFactory { peers: peers.clone(), pipelined, quorum: quorum.clone() };
+    let raft = openraft::Raft::new(peers.me, raft_config, network, log, store);
+    let raft = raft.await.map_err(|error| OpenError::Raft(error.to_string()))?;
+    quorum.watch(raft.metrics());
+    Ok(raft)
 }
 
 /// Tells the log who leads, finds out whether this node still has a quorum if it does, and keeps up where members are.

@@ -240,7 +240,7 @@ pub(crate) fn address() -> String {
     format!("127.0.0.1:{}", port())
 }
 
-/// Three nodes that were started with the same list.
+/// Nodes that were started with the same list, three as a rule.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Member>,
     pub(crate) dir: TempDir,

@@ -14,8 +14,8 @@ mod problem;
 mod txn;
 
 pub use cluster::{
-    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PendingChange, QuorumInfo,
-    SizesInfo, StatusReply, Timers, ViewSource,
+    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PeerInfo, PendingChange,
+    QuorumInfo, SizesInfo, StatusReply, Timers, ViewSource,
 };
 pub use kv::{DeleteReply, Listing, PutReply, Record};
 pub use members::{AddMemberRequest, MemberChangeReply, QuorumReport, UpdateMemberRequest, ZoneReport};

@@ -114,8 +114,7 @@ impl Membership {
             }
             let silent = now.saturating_duration_since(*last);
             let reachable = status.heard_from(id).is_some_and(|age| age < silence);
-            let leaving =
-                if leaves(&id) { memory.leaving.entry(id).or_insert(now).elapsed() } else { Duration::ZERO };
+            let leaving = if leaves(&id) { memory.leaving.entry(id).or_insert(now).elapsed() } else { Duration::ZERO };
             Seen { reachable, silent, matched: status.matched(id), leaving }
         };
         let others = roster.members.keys().filter(|id| **id != me).map(|id| (*id, seen(*id))).collect();

@@ -4,12 +4,14 @@
 //! that is not this node's, or has lost its log, is refused. Leaves out: HTTP (`api`) and processes (`cli`).
 
 mod directory;
+mod exchange;
 mod forming;
 mod group;
 mod hand_over;
 mod leader_transfer;
 mod peer_desk;
 mod read;
+mod refounding;
 mod request;
 mod start;
 mod status;
@@ -20,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use leader_transfer::{Moved, TransferError};
+pub use refounding::{Founding, NewCluster, Opened, RefoundingError, Survivor, Unfinished};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
@@ -73,7 +76,7 @@ impl Node {
         if let Some(reason) = self.0.fatal.reason() {
             return Err(reason);
         }
-        raft.read_barrier(deadline).await.map_err(|error| error.to_string())
+        raft.read_barrier(deadline).await.map_err(|error| self.with_refusal(error.to_string()))
     }
 
     /// The newest revision applied here. Cheap.

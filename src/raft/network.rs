@@ -17,6 +17,7 @@ use openraft::raft::{
 use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
 
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
+use super::refusals::Refusals;
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer;
 use super::types::{Snapshot, TypeConfig, Vote};
@@ -92,13 +93,22 @@ impl From<PeerError> for RPCError<TypeConfig> {
 }
 
 /// Makes the clients openraft calls members with.
-pub(super) struct NetworkFactory(pub(super) Peers);
+pub(super) struct NetworkFactory {
+    pub(super) peers: Peers,
+    pub(super) refusals: Arc<Refusals>,
+}
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { peers: self.0.clone(), target, address: member.peer_addr.clone(), channel: Channel::Append }
+        PeerClient {
+            peers: self.peers.clone(),
+            refusals: self.refusals.clone(),
+            target,
+            address: member.peer_addr.clone(),
+            channel: Channel::Append,
+        }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
@@ -113,6 +123,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 /// Calls to one member.
 pub(super) struct PeerClient {
     peers: Peers,
+    refusals: Arc<Refusals>,
     target: NodeId,
     address: String,
     channel: Channel,
@@ -125,7 +136,12 @@ impl PeerClient {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
-        self.peers.call(self.target, &self.address, channel, request, timeout).await
+        let answer = self.peers.call(self.target, &self.address, channel, request, timeout).await;
+        answer.inspect_err(|error| {
+            if let PeerError::Refused(reason) = error {
+                self.refusals.note(self.target, &self.address, reason);
+            }
+        })
     }
 
     async fn ask_for_vote(

@@ -28,6 +28,7 @@ use super::network::{NetworkFactory, Peers};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
+use super::refusals::{Refusals, Strangers};
 use super::server::PeerServer;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 use super::snapshot_transfer::Receiver;
@@ -89,6 +90,7 @@ struct Inner {
     barrier: ReadBarrier,
     leadership: Leadership,
     mover: LeaderMover,
+    refusals: Arc<Refusals>,
     server: Arc<PeerServer>,
     fatal: Fatal,
     shutdown: CancellationToken,
@@ -118,7 +120,9 @@ impl RaftNode {
             StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
 
         let peers = Peers { transport, cluster, me };
-        let raft = start_openraft(config, &peers, log.clone(), store).await?;
+        let refusals = Arc::new(Refusals::default());
+        let network = NetworkFactory { peers: peers.clone(), refusals: refusals.clone() };
+        let raft = start_openraft(config, me, network, log.clone(), store).await?;
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -141,6 +145,7 @@ impl RaftNode {
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
             forwarded: forwarded(),
+            strangers: Strangers::default(),
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -167,6 +172,7 @@ impl RaftNode {
             barrier,
             leadership,
             mover,
+            refusals,
             server,
             fatal,
             shutdown,
@@ -285,6 +291,12 @@ impl RaftNode {
         self.0.server.forwarded.wait().await;
     }
 
+    /// That another member refuses this node's messages, which one, and why; `None` if none did of late.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        self.0.refusals.lately()
+    }
+
     /// Raft's state at this moment.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -370,12 +382,13 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
 
 async fn start_openraft(
     config: &RaftConfig,
-    peers: &Peers,
+    me: NodeId,
+    network: NetworkFactory,
     log: LogStore,
     store: StateStore,
 ) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
-    let raft = openraft::Raft::new(peers.me, raft_config, NetworkFactory(peers.clone()), log, store);
+    let raft = openraft::Raft::new(me, raft_config, network, log, store);
     raft.await.map_err(|error| OpenError::Raft(error.to_string()))
 }
 

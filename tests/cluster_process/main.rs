@@ -15,6 +15,7 @@ mod links;
 mod load;
 mod process;
 mod rebuilding;
+mod refounding;
 mod refusals;
 mod snapshot_order;
 mod trace;

@@ -14,7 +14,7 @@ use super::connect::Global;
 use super::output::Format;
 use crate::config::{BaseUrl, HostPort, Name};
 use crate::node::{Founding, NewCluster, Opened, RefoundingError, Survivor};
-use crate::raft::LogConfig;
+use crate::raft::{LogConfig, RefoundError};
 use crate::types::{ClusterId, LogPosition, Member, NodeId, WallTime};
 
 /// Revisions that are left out where no number is given, as etcd's documents advise: more than a week of 1,500 writes a
@@ -66,7 +66,9 @@ impl Recover {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
         let asks = self.as_new_cluster && !self.yes;
         if asks && !std::io::stdin().is_terminal() {
-            return Err(Failure::usage("standard input is no terminal, so nobody can confirm; give --yes to go on without"));
+            return Err(Failure::usage(
+                "standard input is no terminal, so nobody can confirm; give --yes to go on without",
+            ));
         }
         let opened = match &self.from {
             None => Survivor::open(&self.data_dir, LogConfig::default()).await,
@@ -251,7 +253,9 @@ fn meaning(survivor: &Survivor) -> String {
         lines.push("It is the only voter: its quorum is not lost, and it can be started as it is.".to_owned());
     }
     if survivor.identity().is_some() && survivor.member().is_none_or(|(.., voter)| !voter) {
-        lines.push("It does not vote: what was acknowledged need not have reached it. Look for a voter first.".to_owned());
+        lines.push(
+            "It does not vote: what was acknowledged need not have reached it. Look for a voter first.".to_owned(),
+        );
     }
     let doubtful = survey.doubtful;
     lines.push(match doubtful.entries {
@@ -303,6 +307,8 @@ fn next_steps(founded: &NewCluster, dir: &str) -> String {
 fn failure(error: RefoundingError) -> Failure {
     match &error {
         RefoundingError::HasQuorum(_) => Failure::refused(error.to_string()),
+        // A file that is bad says already that another copy is to be used.
+        RefoundingError::Data(RefoundError::Snapshot { .. }) if error.is_damage() => Failure::integrity(error.to_string()),
         error if error.is_damage() => Failure::integrity(format!(
             "{error}; a snapshot file of this or another node may still be whole: see 'quorate recover --from'"
         )),

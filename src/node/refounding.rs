@@ -51,11 +51,9 @@ impl RefoundingError {
         match self {
             Self::Directory(error) => error.is_damage(),
             Self::Data(error) => error.is_damage(),
-            Self::NoMember(_)
-            | Self::NeverFormed(_)
-            | Self::NotEmpty(_)
-            | Self::HasQuorum(_)
-            | Self::NoAddress(_) => false,
+            Self::NoMember(_) | Self::NeverFormed(_) | Self::NotEmpty(_) | Self::HasQuorum(_) | Self::NoAddress(_) => {
+                false
+            }
         }
     }
 }
@@ -241,8 +239,7 @@ impl Unfinished {
     pub fn finish(self) -> Result<NewCluster, RefoundingError> {
         self.exchange.finish()?;
         let path = self.directory.path();
-        let identity =
-            self.directory.stored_identity()?.ok_or_else(|| RefoundingError::NoMember(path.to_owned()))?;
+        let identity = self.directory.stored_identity()?.ok_or_else(|| RefoundingError::NoMember(path.to_owned()))?;
         let member = Member { name: identity.name, ..Member::default() };
         let founder = Founder { cluster: identity.cluster, id: identity.id, member };
         Ok(NewCluster { founder, made: None, aside: put_aside(&self.exchange) })

@@ -40,10 +40,10 @@ pub use proposer::ProposeError;
 pub use raft_node::{OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
 pub use read_barrier::BarrierError;
 pub use recovery::RecoveryError;
+#[cfg(test)]
+pub(crate) use refounding::tests::fixture;
 pub use refounding::{
     Counted, DataSource, Founder, RefoundError, Refounded, Survey, SurveyedSnapshot, refound, survey,
 };
-#[cfg(test)]
-pub(crate) use refounding::fixture;
 pub use snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 pub use state_store::AppliedTo;

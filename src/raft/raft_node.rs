@@ -28,7 +28,7 @@ use super::network::{NetworkFactory, Peers};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
-use super::refusals::{Refusals, Strangers};
+use super::refusals::Refusals;
 use super::server::PeerServer;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 use super::snapshot_transfer::Receiver;
@@ -90,7 +90,6 @@ struct Inner {
     barrier: ReadBarrier,
     leadership: Leadership,
     mover: LeaderMover,
-    refusals: Arc<Refusals>,
     server: Arc<PeerServer>,
     fatal: Fatal,
     shutdown: CancellationToken,
@@ -120,12 +119,9 @@ impl RaftNode {
             StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
 
         let peers = Peers { transport, cluster, me };
-        let refusals = Arc::new(Refusals::default());
-        let network = NetworkFactory { peers: peers.clone(), refusals: refusals.clone() };
-        let raft = start_openraft(config, me, network, log.clone(), store).await?;
+        let (raft, refusals) = start_openraft(config, &peers, log.clone(), store).await?;
 
-        let shutdown = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
         let proposer_metrics = metrics.register(ProposerMetrics::register);
         let (proposer, proposer_loop) =
@@ -145,7 +141,7 @@ impl RaftNode {
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
             forwarded: forwarded(),
-            strangers: Strangers::default(),
+            refusals,
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -172,7 +168,6 @@ impl RaftNode {
             barrier,
             leadership,
             mover,
-            refusals,
             server,
             fatal,
             shutdown,
@@ -294,7 +289,7 @@ impl RaftNode {
     /// That another member refuses this node's messages, which one, and why; `None` if none did of late.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
-        self.0.refusals.lately()
+        self.0.server.refusals.lately()
     }
 
     /// Raft's state at this moment.
@@ -380,16 +375,18 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
     Ok(opening.await.map_err(io::Error::other)??)
 }
 
+/// Starts it; what other members refuse is noted.
 async fn start_openraft(
     config: &RaftConfig,
-    me: NodeId,
-    network: NetworkFactory,
+    peers: &Peers,
     log: LogStore,
     store: StateStore,
-) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
+) -> Result<(openraft::Raft<TypeConfig, StateStore>, Arc<Refusals>), OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
-    let raft = openraft::Raft::new(me, raft_config, network, log, store);
-    raft.await.map_err(|error| OpenError::Raft(error.to_string()))
+    let refusals = Arc::new(Refusals::default());
+    let network = NetworkFactory { peers: peers.clone(), refusals: refusals.clone() };
+    let raft = openraft::Raft::new(peers.me, raft_config, network, log, store);
+    Ok((raft.await.map_err(|error| OpenError::Raft(error.to_string()))?, refusals))
 }
 
 /// Tells the log who leads, and finds out whether this node still has a quorum if it does.

@@ -17,10 +17,12 @@ use crate::types::NodeId;
 /// leader calls the others more often than that, whatever its timers.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What other members say when they refuse this node's messages.
+/// What other members say when they refuse this node's messages, and what this node refuses.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     latest: Mutex<BTreeMap<NodeId, Refusal>>,
+    /// When it was told last that a message of another cluster has come.
+    stranger_told: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -57,18 +59,10 @@ impl Refusals {
         let fresh = now.saturating_duration_since(refusal.at) < PAUSE;
         fresh.then(|| format!("member {by} refuses this node: {}", refusal.reason))
     }
-}
 
-/// What this node refuses.
-#[derive(Debug, Default)]
-pub(super) struct Strangers {
-    told: Mutex<Option<Instant>>,
-}
-
-impl Strangers {
-    /// A message of another cluster has come.
-    pub(super) fn note(&self, error: &dyn std::fmt::Display) {
-        let mut told = self.told.lock();
+    /// A message of another cluster has come, and was refused.
+    pub(super) fn note_stranger(&self, error: &dyn std::fmt::Display) {
+        let mut told = self.stranger_told.lock();
         if told.is_none_or(|told| told.elapsed() >= PAUSE) {
             *told = Some(clock::now());
             tracing::warn!(%error, "refused a message; a node of another cluster takes this one for a member");

@@ -21,7 +21,7 @@ use super::messages::{
 use super::payload::carried_back;
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
-use super::refusals::Strangers;
+use super::refusals::Refusals;
 use super::snapshot_store::SnapshotStore;
 use super::snapshot_transfer::Receiver;
 use super::state_store::{StateAccess, StateStore};
@@ -52,7 +52,7 @@ pub(super) struct PeerServer {
     pub(super) leadership: Leadership,
     /// Holds a token for each call with forwarded commands.
     pub(super) forwarded: TaskTracker,
-    pub(super) strangers: Strangers,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 impl PeerHandler for PeerServer {
@@ -64,7 +64,7 @@ impl PeerHandler for PeerServer {
                 }
                 Err(error) => {
                     if matches!(error, MessageError::OtherCluster { .. }) {
-                        self.strangers.note(&error);
+                        self.refusals.note_stranger(&error);
                     }
                     Response::Refused(error.to_string())
                 }

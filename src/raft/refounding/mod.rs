@@ -20,11 +20,9 @@
 //! old for the new (`node::refounding`), and whether it is wise (`cli`).
 
 mod build;
-#[cfg(test)]
-pub(crate) mod fixture;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

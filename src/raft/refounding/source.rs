@@ -193,8 +193,7 @@ fn open_member(
     });
     let mut candidates: Vec<SnapshotHandle> = whole.filter(|file| file.meta().position >= purged).collect();
     candidates.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
-    let snapshot =
-        candidates.into_iter().find(|file| file.meta().position.is_some() && file.verify_again().is_ok());
+    let snapshot = candidates.into_iter().find(|file| file.meta().position.is_some() && file.verify_again().is_ok());
     match (&snapshot, purged) {
         (None, Some(purged)) => Err(RefoundError::Unrecoverable { purged: purged.index.get() }),
         _ => Ok((log, snapshot)),

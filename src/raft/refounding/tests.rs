@@ -1,5 +1,7 @@
 //! What a stopped member has left, and the cluster that is founded from it: counted, opened, read and written.
 
+pub(crate) mod fixture;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::fixture::{Left, OLD, TERM, VOTED, leave, log_id, member, put, snapshot};
+use self::fixture::{Left, OLD, TERM, VOTED, leave, log_id, member, put, snapshot};
 use super::*;
 use crate::clock;
 use crate::raft::{Fatal, LogConfig, OpenError, RaftConfig, RaftIdentity, RaftNode, Timers};

@@ -130,7 +130,9 @@ fn look(global: &Global, survivor: &Survivor) -> Result<(), Failure> {
         Format::Text => {
             out.text(&text(&facts(survivor)))?;
             out.text(&meaning(survivor))?;
-            out.text("\nNothing was changed. With --as-new-cluster this becomes a new cluster.\n")?;
+            if !survivor.has_quorum() {
+                out.text("\nNothing was changed. With --as-new-cluster this becomes a new cluster.\n")?;
+            }
         }
     }
     out.finish()
@@ -172,12 +174,13 @@ fn facts(survivor: &Survivor) -> Vec<Fact> {
         facts.push(("id", json!(identity.id.get())));
         facts.push(("role", json!(role.unwrap_or("removed"))));
     }
-    if let Some(snapshot) = &survey.snapshot {
-        facts.push(("snapshot", json!(snapshot.path.display().to_string())));
-        facts.push(("snapshot_at", json!(time(snapshot.created_at))));
-        facts.push(("snapshot_index", json!(snapshot.position.index.get())));
-        facts.push(("snapshot_revision", json!(snapshot.revision.get())));
-    }
+    let snapshot = survey.snapshot.as_ref();
+    facts.extend([
+        ("snapshot", json!(snapshot.map(|file| file.path.display().to_string()))),
+        ("snapshot_at", json!(snapshot.map(|file| time(file.created_at)))),
+        ("snapshot_index", json!(snapshot.map(|file| file.position.index.get()))),
+        ("snapshot_revision", json!(snapshot.map(|file| file.revision.get()))),
+    ]);
     facts.extend([
         ("log_entries", json!(survey.logged.entries)),
         ("log_writes", json!(survey.logged.commands)),
@@ -232,6 +235,7 @@ fn text(facts: &[Fact]) -> String {
         let value = match value {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
+            Value::Array(others) if others.is_empty() => "nobody".to_owned(),
             Value::Array(others) => others.iter().map(person).collect::<Vec<_>>().join(", "),
             other => other.to_string(),
         };
@@ -248,10 +252,10 @@ fn person(member: &Value) -> String {
 /// What the numbers mean, in sentences.
 fn meaning(survivor: &Survivor) -> String {
     let survey = survivor.survey();
-    let mut lines = Vec::new();
     if survivor.has_quorum() {
-        lines.push("It is the only voter: its quorum is not lost, and it can be started as it is.".to_owned());
+        return "\nIt is the only voter: its quorum is not lost, and it can be started as it is.\n".to_owned();
     }
+    let mut lines = Vec::new();
     if survivor.identity().is_some() && survivor.member().is_none_or(|(.., voter)| !voter) {
         lines.push(
             "It does not vote: what was acknowledged need not have reached it. Look for a voter first.".to_owned(),
@@ -308,7 +312,9 @@ fn failure(error: RefoundingError) -> Failure {
     match &error {
         RefoundingError::HasQuorum(_) => Failure::refused(error.to_string()),
         // A file that is bad says already that another copy is to be used.
-        RefoundingError::Data(RefoundError::Snapshot { .. }) if error.is_damage() => Failure::integrity(error.to_string()),
+        RefoundingError::Data(RefoundError::Snapshot { .. }) if error.is_damage() => {
+            Failure::integrity(error.to_string())
+        }
         error if error.is_damage() => Failure::integrity(format!(
             "{error}; a snapshot file of this or another node may still be whole: see 'quorate recover --from'"
         )),

@@ -15,6 +15,7 @@ mod kv;
 mod leader;
 mod member;
 mod output;
+mod recover;
 mod run_server;
 mod serve;
 mod snapshot;
@@ -59,6 +60,7 @@ enum Command {
     Leader(leader::LeaderCommand),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    Recover(recover::Recover),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     Completions(completions::Completions),
@@ -92,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Member(command) => client_command(async { command.run(global).await }),
         Command::Leader(command) => client_command(async { command.run(global).await }),
         Command::Snapshot(command) => client_command(async { command.run(global).await }),
+        Command::Recover(recover) => client_command(async { recover.run(global).await }),
         Command::Bench(command) => command.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),
     }

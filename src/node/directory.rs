@@ -4,6 +4,7 @@
 //! identity   who this is: framed (magic "QIDN"), checksummed, fsynced
 //! LOCK       held by the running process
 //! log/ state/ snapshots/   raft's
+//! recovery-*/ before-recovery-*/   see `exchange`
 //! ```
 //!
 //! Guarantees: two processes never share a directory; a directory that belongs to another name or was emptied of its log is
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::exchange;
 use crate::codec::framed::{self, FrameError};
 use crate::types::{ClusterId, NodeId};
 
@@ -86,6 +88,15 @@ pub enum DirectoryError {
         "{0} holds data but no identity file; restore the file from a backup of the directory, or use an empty one"
     )]
     NoIdentity(PathBuf),
+    /// `quorate recover` was interrupted while it exchanged the contents.
+    #[error(
+        "{path} is to become that of a new cluster, and the recovery was not finished; run 'quorate recover --data-dir {path} \
+         --as-new-cluster' again"
+    )]
+    Exchanging {
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
 impl DirectoryError {
@@ -95,7 +106,7 @@ impl DirectoryError {
         match self {
             Self::Identity { source, .. } => !matches!(source, FrameError::Newer { .. }),
             Self::LogGone { .. } | Self::NoIdentity(_) => true,
-            Self::Io { .. } | Self::InUse(_) | Self::OtherName { .. } => false,
+            Self::Io { .. } | Self::InUse(_) | Self::OtherName { .. } | Self::Exchanging { .. } => false,
         }
     }
 }
@@ -142,6 +153,21 @@ impl Directory {
     /// # Errors
     /// [`DirectoryError`], all but `InUse`.
     pub fn identity(&self, name: &str) -> Result<Option<Identity>, DirectoryError> {
+        if exchange::unfinished(&self.path)?.is_some() {
+            return Err(DirectoryError::Exchanging { path: self.path.clone() });
+        }
+        match self.stored_identity()? {
+            Some(identity) if identity.name != name => {
+                let (expected, found) = (name.to_owned(), identity.name);
+                Err(DirectoryError::OtherName { path: self.path.clone(), expected, found })
+            }
+            Some(identity) => self.with_log(identity).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the identity, of whatever name; `None` for an empty directory.
+    pub(super) fn stored_identity(&self) -> Result<Option<Identity>, DirectoryError> {
         let path = self.path.join("identity");
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -153,11 +179,11 @@ impl Directory {
         };
         let malformed = |source| DirectoryError::Identity { path: path.clone(), source };
         let (_, body) = framed::open(MAGIC, VERSION, &bytes).map_err(malformed)?;
-        let identity: Identity = postcard::from_bytes(body).map_err(|_| malformed(FrameError::Body))?;
-        if identity.name != name {
-            let (expected, found) = (name.to_owned(), identity.name);
-            return Err(DirectoryError::OtherName { path: self.path.clone(), expected, found });
-        }
+        postcard::from_bytes(body).map(Some).map_err(|_| malformed(FrameError::Body))
+    }
+
+    /// Gives the identity back, unless it tells of a log that is gone.
+    pub(super) fn with_log(&self, identity: Identity) -> Result<Identity, DirectoryError> {
         let log = self.path.join("log");
         let log_empty = fs::read_dir(&log).map_or(true, |mut entries| {
             !entries.any(|entry| entry.is_ok_and(|entry| entry.metadata().is_ok_and(|meta| meta.len() > 0)))
@@ -165,7 +191,7 @@ impl Directory {
         if identity.has_log && log_empty {
             return Err(DirectoryError::LogGone { path: self.path.clone(), id: identity.id });
         }
-        Ok(Some(identity))
+        Ok(identity)
     }
 
     /// Writes the identity; on return it is on disk.
@@ -173,19 +199,25 @@ impl Directory {
     /// # Errors
     /// [`DirectoryError::Io`].
     pub fn write_identity(&self, identity: &Identity) -> Result<(), DirectoryError> {
-        let (path, tmp) = (self.path.join("identity"), self.path.join("identity.tmp"));
-        let body = postcard::to_stdvec(identity).expect("plain data into a growing vector can't fail");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&tmp)?;
-            file.write_all(&framed::seal(MAGIC, VERSION, &body))?;
-            file.sync_all()?;
-            fs::rename(&tmp, &path)?;
-            File::open(&self.path)?.sync_all()?;
-            // Again, for a process that was killed between making the directory and syncing its name.
-            sync_name(&self.path)
-        };
-        write().map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })
+        write_identity(&self.path, identity)?;
+        // Again, for a process that was killed between making the directory and syncing its name.
+        let failed = |source| DirectoryError::Io { action: "write", path: self.path.join("identity"), source };
+        sync_name(&self.path).map_err(failed)
     }
+}
+
+/// Writes the identity into a folder; on return it is on disk.
+pub(super) fn write_identity(folder: &Path, identity: &Identity) -> Result<(), DirectoryError> {
+    let (path, tmp) = (folder.join("identity"), folder.join("identity.tmp"));
+    let body = postcard::to_stdvec(identity).expect("plain data into a growing vector can't fail");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&tmp)?;
+        file.write_all(&framed::seal(MAGIC, VERSION, &body))?;
+        file.sync_all()?;
+        fs::rename(&tmp, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| DirectoryError::Io { action: "write", path: path.clone(), source })
 }
 
 /// Syncs the folder that a directory lies in, so that all of it is not lost with its name. One that may be entered but not

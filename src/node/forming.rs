@@ -344,7 +344,7 @@ pub(super) async fn ask(transport: &dyn Transport, address: &str, request: &Requ
 }
 
 /// A number below 2^53, so that JSON carries it exactly.
-fn random_cluster_id() -> ClusterId {
+pub(super) fn random_cluster_id() -> ClusterId {
     ClusterId::new(rand::random_range(1..=crate::types::limits::JSON_INTEGER_MAX))
 }
 

@@ -4,6 +4,7 @@
 //! that is not this node's, or has lost its log, is refused. Leaves out: HTTP (`api`) and processes (`cli`).
 
 mod directory;
+mod exchange;
 mod forming;
 mod group;
 mod hand_over;
@@ -12,6 +13,7 @@ mod membership;
 mod neighbours;
 mod peer_desk;
 mod read;
+mod refounding;
 mod request;
 mod start;
 mod status;
@@ -27,6 +29,7 @@ pub use membership::{
     Quorums, VOTERS_MIN_DEFAULT, ZoneQuorum,
 };
 pub use neighbours::{Neighbour, advised_rtt};
+pub use refounding::{Founding, NewCluster, Opened, RefoundingError, Survivor, Unfinished};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
 pub use start::{NodeConfig, Origin, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
@@ -89,7 +92,7 @@ impl Node {
         if let Some(reason) = self.0.fatal.reason() {
             return Err(reason);
         }
-        raft.read_barrier(deadline).await.map_err(|error| error.to_string())
+        raft.read_barrier(deadline).await.map_err(|error| self.with_refusal(error.to_string()))
     }
 
     /// The newest revision applied here. Cheap.

@@ -232,9 +232,17 @@ impl Node {
             return Err("it can't reach a quorum, and leads no more".into());
         }
         if status.leader.is_none() {
-            return Err("there is no leader at present".into());
+            return Err(self.with_refusal("there is no leader at present".into()));
         }
         Ok(())
+    }
+
+    /// A reason not to be ready, with what a member that refuses this node says: it may explain the reason.
+    pub(super) fn with_refusal(&self, reason: String) -> String {
+        match self.0.raft.get().and_then(crate::raft::RaftNode::refusal) {
+            Some(refusal) => format!("{reason}; {refusal}"),
+            None => reason,
+        }
     }
 }
 

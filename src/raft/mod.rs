@@ -25,6 +25,8 @@ mod proposer;
 mod raft_node;
 mod read_barrier;
 mod recovery;
+mod refounding;
+mod refusals;
 mod server;
 mod snapshot_store;
 mod snapshot_transfer;
@@ -43,5 +45,10 @@ pub use proposer::ProposeError;
 pub use raft_node::{OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
 pub use read_barrier::BarrierError;
 pub use recovery::RecoveryError;
+#[cfg(test)]
+pub(crate) use refounding::tests::fixture;
+pub use refounding::{
+    Counted, DataSource, Founder, RefoundError, Refounded, Survey, SurveyedSnapshot, refound, survey,
+};
 pub use snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 pub use state_store::AppliedTo;

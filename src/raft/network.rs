@@ -25,6 +25,7 @@ use super::address_book::AddressBook;
 use super::leadership::is_overdue;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
 use super::pipeline;
+use super::refusals::Refusals;
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer;
 use super::types::{Snapshot, TypeConfig, Vote};
@@ -115,6 +116,7 @@ pub(super) struct NetworkFactory {
     /// Whether appends are sent ahead of the answers to those before.
     pub(super) pipelined: bool,
     pub(super) quorum: Quorum,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// Whether a quorum answers this leader. Clones share it.
@@ -150,7 +152,8 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
         let (peers, address) = (self.peers.clone(), member.peer_addr.clone());
         let (pipelined, quorum) = (self.pipelined, self.quorum.clone());
-        PeerClient { peers, target, address, channel: Channel::Append, pipelined, quorum }
+        let refusals = self.refusals.clone();
+        PeerClient { peers, target, address, channel: Channel::Append, pipelined, quorum, refusals }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
@@ -165,6 +168,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 /// Calls to one member.
 pub(super) struct PeerClient {
     peers: Peers,
+    refusals: Arc<Refusals>,
     target: NodeId,
     address: String,
     channel: Channel,
@@ -207,7 +211,12 @@ impl PeerClient {
     ) -> Result<Response, PeerError> {
         let moved = self.peers.book.address(self.target);
         let address = moved.as_deref().unwrap_or(&self.address);
-        self.peers.call(self.target, address, channel, request, timeout).await
+        let answer = self.peers.call(self.target, address, channel, request, timeout).await;
+        answer.inspect_err(|error| {
+            if let PeerError::Refused(reason) = error {
+                self.refusals.note(self.target, address, reason);
+            }
+        })
     }
 
     async fn ask_for_vote(

@@ -30,6 +30,7 @@ use super::network::{NetworkFactory, Peers, Quorum};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
+use super::refusals::Refusals;
 use super::server::PeerServer;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 use super::snapshot_transfer::Receiver;
@@ -116,7 +117,7 @@ impl RaftNode {
 
         let book = AddressBook::default();
         let peers = Peers { transport, cluster, me, book: book.clone() };
-        let raft = start_openraft(config, &peers, log.clone(), store).await?;
+        let (raft, refusals) = start_openraft(config, &peers, log.clone(), store).await?;
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
@@ -139,6 +140,7 @@ impl RaftNode {
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
             forwarded: forwarded(),
+            refusals,
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -330,6 +332,12 @@ impl RaftNode {
         self.0.server.forwarded.wait().await;
     }
 
+    /// That another member refuses this node's messages, which one, and why; `None` if none did of late.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        self.0.server.refusals.lately()
+    }
+
     /// Raft's state at this moment.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -434,20 +442,23 @@ async fn open_state(
     Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
 }
 
+/// Starts it; what other members refuse is noted.
 async fn start_openraft(
     config: &RaftConfig,
     peers: &Peers,
     log: LogStore,
     store: StateStore,
-) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
+) -> Result<(openraft::Raft<TypeConfig, StateStore>, Arc<Refusals>), OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
     let pipelined = config.timers.far() && peers.transport.has_pipes();
     let quorum = Quorum::new(config.timers.election_max);
-    let network = NetworkFactory { peers: peers.clone(), pipelined, quorum: quorum.clone() };
+    let refusals = Arc::new(Refusals::default());
+    let network =
+        NetworkFactory { peers: peers.clone(), pipelined, quorum: quorum.clone(), refusals: refusals.clone() };
     let raft = openraft::Raft::new(peers.me, raft_config, network, log, store);
     let raft = raft.await.map_err(|error| OpenError::Raft(error.to_string()))?;
     quorum.watch(raft.metrics());
-    Ok(raft)
+    Ok((raft, refusals))
 }
 
 /// Tells the log who leads, finds out whether this node still has a quorum if it does, and keeps up where members are.

@@ -15,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::leadership::Leadership;
-use super::messages::{ForwardRefusal, Request, Response, SnapshotOffer, decode_request, encode_response};
+use super::messages::{
+    ForwardRefusal, MessageError, Request, Response, SnapshotOffer, decode_request, encode_response,
+};
 use super::payload::carried_back;
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
+use super::refusals::Refusals;
 use super::snapshot_store::SnapshotStore;
 use super::snapshot_transfer::Receiver;
 use super::standing::standing;
@@ -50,6 +53,7 @@ pub(super) struct PeerServer {
     pub(super) leadership: Leadership,
     /// Holds a token for each call with forwarded commands.
     pub(super) forwarded: TaskTracker,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 impl PeerHandler for PeerServer {
@@ -59,7 +63,12 @@ impl PeerHandler for PeerServer {
                 Ok((_, request)) => {
                     self.answer(request).await.unwrap_or_else(|error| Response::Refused(error.to_string()))
                 }
-                Err(error) => Response::Refused(error.to_string()),
+                Err(error) => {
+                    if matches!(error, MessageError::OtherCluster { .. }) {
+                        self.refusals.note_stranger(&error);
+                    }
+                    Response::Refused(error.to_string())
+                }
             };
             encode_response(&response).ok()
         })

@@ -26,7 +26,7 @@ const FILES_KEPT: usize = 2;
 const DAMAGED: &str = ".damaged";
 
 /// What a complete file is called.
-const EXTENSION: &str = "snapshot";
+pub(super) const EXTENSION: &str = "snapshot";
 
 /// What a file from elsewhere is called until it is taken over; removed at the next start if it never was.
 const FOREIGN: &str = "foreign.part";
@@ -96,7 +96,11 @@ struct SnapshotFile {
 }
 
 impl SnapshotHandle {
-    fn open(path: PathBuf, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
+    /// Opens a file wherever it lies; only its header is read.
+    ///
+    /// # Errors
+    /// It can't be read, does not begin as a snapshot, or is of another cluster.
+    pub(super) fn open(path: PathBuf, cluster: ClusterId) -> Result<Self, SnapshotStoreError> {
         let meta = snapshot::inspect(&path)?;
         let file_bytes = path
             .metadata()

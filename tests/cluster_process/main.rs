@@ -19,6 +19,7 @@ mod membership;
 mod partitions;
 mod process;
 mod rebuilding;
+mod refounding;
 mod refusals;
 mod registers;
 mod snapshot_order;

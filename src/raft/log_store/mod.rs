@@ -62,7 +62,7 @@ pub(super) use flush::Fatal;
 pub(super) use metrics::{FlushTime, LogMetrics};
 
 use crate::raft::types::Entry;
-use crate::types::{LogIndex, LogPosition};
+use crate::types::{LogIndex, LogPosition, Term};
 use flush::FlushContext;
 use wal::{Inner, Wal};
 
@@ -288,6 +288,11 @@ impl LogStore {
     #[must_use]
     pub fn committed(&self) -> Option<LogPosition> {
         self.inner.wal.read().log.log_state().committed().copied()
+    }
+
+    /// The last term that this node has voted in; `None` if it never has.
+    pub(super) fn voted_in(&self) -> Option<Term> {
+        self.inner.wal.read().log.log_state().vote().map(|vote| vote.0.leader_id.term)
     }
 
     /// Entries from `from` on and before `to`, in order, as far as the log holds them; about `bytes_max` bytes of them, but

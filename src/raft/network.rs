@@ -1,8 +1,9 @@
 //! openraft's calls to other members, over a [`Transport`].
 //!
 //! Guarantees: heartbeats, appends, votes and snapshots use channels of their own; a peer that can't be reached is reported
-//! as such, so that openraft backs off; pre-vote is really asked, never assumed. Leaves out: what the peer does (`server`)
-//! and how a snapshot is cut into parts (`snapshot_transfer`).
+//! as such, so that openraft backs off; pre-vote is really asked, never assumed; entries and forwarded commands are packed on
+//! their way to another zone, and only there. Leaves out: what the peer does (`server`) and how a snapshot is cut into parts
+//! (`snapshot_transfer`).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use openraft::raft::{
 use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
 
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
+use super::packing::Packer;
 use super::snapshot_store::SnapshotHandle;
-use super::snapshot_transfer;
+use super::snapshot_transfer::{self, Outgoing};
 use super::types::{Snapshot, TypeConfig, Vote};
 use crate::clock;
 use crate::transport::{CallError, Channel, Transport};
@@ -33,6 +35,9 @@ pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) cluster: ClusterId,
     pub(super) me: NodeId,
+    /// The data centre of this node; empty if none was named.
+    pub(super) zone: Arc<str>,
+    pub(super) packer: Packer,
 }
 
 impl Peers {
@@ -40,18 +45,27 @@ impl Peers {
     pub(super) async fn call(
         &self,
         to: NodeId,
-        address: &str,
+        member: &Member,
         channel: Channel,
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
+        let deadline = clock::now() + timeout;
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
-        let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
-        let answer = self.transport.call(address, channel, bytes, clock::now() + timeout).await?;
+        let mut bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
+        if matches!(request, Request::Append(_) | Request::Forward { .. }) && self.is_far(member) {
+            bytes = self.packer.pack(bytes).await;
+        }
+        let answer = self.transport.call(&member.peer_addr, channel, bytes, deadline).await?;
         match decode_response(&answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
             Response::Refused(reason) => Err(PeerError::Refused(reason)),
             response => Ok(response),
         }
+    }
+
+    /// Whether a member stands in another data centre: there a byte costs more than the time to save it.
+    fn is_far(&self, member: &Member) -> bool {
+        !self.zone.is_empty() && !member.zone.is_empty() && *self.zone != *member.zone
     }
 }
 
@@ -92,13 +106,17 @@ impl From<PeerError> for RPCError<TypeConfig> {
 }
 
 /// Makes the clients openraft calls members with.
-pub(super) struct NetworkFactory(pub(super) Peers);
+pub(super) struct NetworkFactory {
+    pub(super) peers: Peers,
+    pub(super) outgoing: Arc<Outgoing>,
+}
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { peers: self.0.clone(), target, address: member.peer_addr.clone(), channel: Channel::Append }
+        let (peers, outgoing) = (self.peers.clone(), Arc::clone(&self.outgoing));
+        PeerClient { peers, target, member: member.clone(), channel: Channel::Append, outgoing }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
@@ -114,8 +132,9 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(super) struct PeerClient {
     peers: Peers,
     target: NodeId,
-    address: String,
+    member: Member,
     channel: Channel,
+    outgoing: Arc<Outgoing>,
 }
 
 impl PeerClient {
@@ -125,7 +144,17 @@ impl PeerClient {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
-        self.peers.call(self.target, &self.address, channel, request, timeout).await
+        self.peers.call(self.target, &self.member, channel, request, timeout).await
+    }
+
+    /// Who is called.
+    pub(super) fn target(&self) -> NodeId {
+        self.target
+    }
+
+    /// The round-trip time to it, where it is known.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.peers.transport.rtt(&self.member.peer_addr)
     }
 
     async fn ask_for_vote(
@@ -185,7 +214,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let send = snapshot_transfer::send(self, vote, &snapshot);
+        let send = snapshot_transfer::send(self, &self.outgoing, vote, &snapshot);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = send => result,
@@ -213,35 +242,79 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use parking_lot::Mutex;
 
+    use super::super::messages::{Form, encode_response, form, head};
     use super::*;
     use crate::clock::Instant;
     use crate::transport::BoxFuture;
 
-    /// Gives the same answer to everything.
-    struct Answers(Bytes);
+    /// Gives the same answer to everything, and keeps what was asked last.
+    struct Answers {
+        answer: Bytes,
+        asked: Mutex<Bytes>,
+    }
 
     impl Transport for Answers {
-        fn call<'a>(&'a self, _: &'a str, _: Channel, _: Bytes, _: Instant) -> BoxFuture<'a, Result<Bytes, CallError>> {
-            Box::pin(std::future::ready(Ok(self.0.clone())))
+        fn call<'a>(
+            &'a self,
+            _: &'a str,
+            _: Channel,
+            request: Bytes,
+            _: Instant,
+        ) -> BoxFuture<'a, Result<Bytes, CallError>> {
+            *self.asked.lock() = request;
+            Box::pin(std::future::ready(Ok(self.answer.clone())))
         }
+    }
+
+    fn peers(answer: Bytes, zone: &str) -> (Peers, Arc<Answers>) {
+        let transport = Arc::new(Answers { answer, asked: Mutex::default() });
+        let packer = Packer::default();
+        let (cluster, me) = (ClusterId::new(1), NodeId::new(1));
+        (Peers { transport: transport.clone(), cluster, me, zone: zone.into(), packer }, transport)
+    }
+
+    fn member(zone: &str) -> Member {
+        Member { peer_addr: "n2:1".into(), zone: zone.into(), ..Member::default() }
     }
 
     #[tokio::test]
     async fn only_a_refusal_proves_that_a_request_was_not_acted_on() {
-        let refusal = super::super::messages::encode_response(&Response::Refused("no".into())).unwrap();
+        let refusal = encode_response(&Response::Refused("no".into())).unwrap();
+        let unknown = head(Form::Plain).into_iter().chain(*b"\xff an answer of a kind unknown here").collect();
         for (answer, may_have_arrived) in [
             (refusal, false),
-            (Bytes::from_static(b"\x02from a newer program"), true),
-            (Bytes::from_static(b"\x01\xff an answer of a kind unknown here"), true),
+            (Bytes::from_static(b"\x7f from a newer program"), true),
+            (unknown, true),
             (Bytes::new(), true),
         ] {
-            let transport = Arc::new(Answers(answer.clone()));
-            let peers = Peers { transport, cluster: ClusterId::new(1), me: NodeId::new(1) };
+            let (peers, _) = peers(answer.clone(), "");
             let request = Request::Forward { commands: Bytes::new(), timeout_ms: 1 };
-            let call = peers.call(NodeId::new(2), "n2:1", Channel::Forward, &request, Duration::from_secs(1));
+            let (to, member) = (NodeId::new(2), member(""));
+            let call = peers.call(to, &member, Channel::Forward, &request, Duration::from_secs(1));
             let error = call.await.unwrap_err();
             assert_eq!(error.may_have_arrived(), may_have_arrived, "{answer:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_are_packed_on_their_way_to_another_zone_and_only_there() {
+        let answer = encode_response(&Response::Forward(Ok(Vec::new()))).unwrap();
+        let (large, small) = (Bytes::from(vec![7; 100_000]), Bytes::from(vec![7; 100]));
+        for (mine, theirs, commands, expected) in [
+            ("dc1", "dc2", &large, Form::Zstd),
+            ("dc1", "dc2", &small, Form::Plain),
+            ("dc1", "dc1", &large, Form::Plain),
+            ("", "dc2", &large, Form::Plain),
+            ("dc1", "", &large, Form::Plain),
+        ] {
+            let (peers, transport) = peers(answer.clone(), mine);
+            let request = Request::Forward { commands: commands.clone(), timeout_ms: 1 };
+            let (to, limit) = (NodeId::new(2), Duration::from_secs(1));
+            peers.call(to, &member(theirs), Channel::Forward, &request, limit).await.unwrap();
+            let asked = transport.asked.lock().clone();
+            assert_eq!(form(&asked), Some(expected), "{mine} {theirs} {}", commands.len());
         }
     }
 }

@@ -25,12 +25,13 @@ use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
 use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
 use super::network::{NetworkFactory, Peers};
+use super::packing::{Packer, PackingMetrics, Unpacker};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
 use super::server::PeerServer;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
-use super::snapshot_transfer::Receiver;
+use super::snapshot_transfer::{LogHolds, Outgoing, Receiver, TransferMetrics as SnapshotTransferMetrics};
 use super::state_store::{AppliedTo, StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
@@ -65,6 +66,8 @@ pub struct RaftIdentity {
     pub cluster: ClusterId,
     /// This node.
     pub me: NodeId,
+    /// The data centre it stands in; empty if none was named.
+    pub zone: String,
     /// The way to other members.
     pub transport: Arc<dyn Transport>,
 }
@@ -107,18 +110,15 @@ impl RaftNode {
         metrics: &Metrics,
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
-        let RaftIdentity { cluster, me, transport } = identity;
+        let (cluster, me) = (identity.cluster, identity.me);
         let mut log = open_log(config).await?;
         metrics.register(|registry| log.register_metrics(registry));
-        let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
-        let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
-        let recovered = recover(home.clone(), &snapshots, &mut log, config.state.clone()).await?;
-        let state_metrics = metrics.register(StateMetrics::register);
-        let (store, state) =
-            StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?;
+        let (store, state) = open_state(config, cluster, &mut log, metrics, &fatal).await?;
 
-        let peers = Peers { transport, cluster, me };
-        let raft = start_openraft(config, &peers, log.clone(), store).await?;
+        let (holds, moved) = (LogHolds::default(), metrics.register(SnapshotTransferMetrics::register));
+        let network = network(config, identity, &holds, &moved, metrics);
+        let peers = network.peers.clone();
+        let raft = start_openraft(config, network, log.clone(), store).await?;
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -136,11 +136,12 @@ impl RaftNode {
             proposer: proposer.clone(),
             read_index: source,
             state: state.clone(),
-            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir()))),
+            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir(), moved))),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
             forwarded: forwarded(),
+            unpacker: Unpacker::default(),
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -150,7 +151,9 @@ impl RaftNode {
             log: log.clone(),
             state: state.clone(),
             barrier: barrier.clone(),
+            me,
             snapshot_log_bytes: config.snapshot_log_bytes,
+            holds,
             fatal: fatal.clone(),
         };
         tasks.spawn(proposer_loop.run());
@@ -368,14 +371,43 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
     Ok(opening.await.map_err(io::Error::other)??)
 }
 
+/// Opens the state, or rebuilds it from snapshot and log.
+async fn open_state(
+    config: &RaftConfig,
+    cluster: ClusterId,
+    log: &mut LogStore,
+    metrics: &Metrics,
+    fatal: &Fatal,
+) -> Result<(StateStore, StateAccess), OpenError> {
+    let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
+    let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
+    let recovered = recover(home.clone(), &snapshots, log, config.state.clone()).await?;
+    let state_metrics = metrics.register(StateMetrics::register);
+    Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
+}
+
+/// The ways to other members, snapshots included.
+fn network(
+    config: &RaftConfig,
+    identity: RaftIdentity,
+    holds: &LogHolds,
+    moved: &SnapshotTransferMetrics,
+    metrics: &Metrics,
+) -> NetworkFactory {
+    let RaftIdentity { cluster, me, zone, transport } = identity;
+    let packer = Packer::new(metrics.register(PackingMetrics::register));
+    let outgoing = Outgoing::new(config.catchup_bytes_per_second, holds.clone(), moved.clone());
+    NetworkFactory { peers: Peers { transport, cluster, me, zone: zone.into(), packer }, outgoing: Arc::new(outgoing) }
+}
+
 async fn start_openraft(
     config: &RaftConfig,
-    peers: &Peers,
+    network: NetworkFactory,
     log: LogStore,
     store: StateStore,
 ) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
-    let raft = openraft::Raft::new(peers.me, raft_config, NetworkFactory(peers.clone()), log, store);
+    let raft = openraft::Raft::new(network.peers.me, raft_config, network, log, store);
     raft.await.map_err(|error| OpenError::Raft(error.to_string()))
 }
 

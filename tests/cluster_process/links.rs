@@ -1,8 +1,8 @@
 //! The network between the members: a relay in front of each, whose links can be cut one way.
 //!
 //! All members call one address, so the relay tells callers apart by the process that owns the calling socket. Guarantees:
-//! what is sent over a cut link is held back, as by a network that drops packets; after healing it arrives. Leaves out:
-//! delays and reordering, which TCP would hide.
+//! what is sent over a cut link is held back, as by a network that drops packets; after healing it arrives; a severed
+//! connection ends wherever it stands. Leaves out: delays and reordering, which TCP would hide.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -27,6 +27,8 @@ struct Cuts {
 /// Relays for all members.
 pub(crate) struct Links {
     cuts: watch::Sender<Cuts>,
+    /// Whose connections were severed last, as (caller, callee).
+    severed: watch::Sender<(usize, usize)>,
     /// Process ids of the members, as they change.
     pids: Arc<Mutex<Vec<Option<u32>>>>,
     _relays: JoinSet<()>,
@@ -44,12 +46,14 @@ impl Links {
         }
         let mut cluster = Cluster::prepare_behind(settings, &listen, &advertised).await;
         let (cuts, watched) = watch::channel(Cuts::default());
+        let (severed, watched_severed) = watch::channel((usize::MAX, usize::MAX));
         let pids = Arc::new(Mutex::new(vec![None; listen.len()]));
         let mut relays = JoinSet::new();
         for (callee, (listener, target)) in listeners.into_iter().zip(listen).enumerate() {
-            relays.spawn(relay(listener, target, callee, pids.clone(), watched.clone()));
+            let news = News { cuts: watched.clone(), severed: watched_severed.clone() };
+            relays.spawn(relay(listener, target, callee, pids.clone(), news));
         }
-        let links = Self { cuts, pids, _relays: relays };
+        let links = Self { cuts, severed, pids, _relays: relays };
         for node in &mut cluster.nodes {
             node.start();
         }
@@ -74,6 +78,11 @@ impl Links {
         self.cuts.send_replace(Cuts { links: Vec::new(), calls: calls.to_vec() });
     }
 
+    /// Breaks the connections that stand from a caller to a callee, in the middle of what they carry. New ones can be made.
+    pub(crate) fn sever(&self, caller: usize, callee: usize) {
+        self.severed.send_replace((caller, callee));
+    }
+
     /// Cuts a node off all others, both ways.
     pub(crate) fn isolate(&self, node: usize, nodes: usize) {
         let others = (0..nodes).filter(|other| *other != node);
@@ -85,16 +94,30 @@ impl Links {
     }
 }
 
-async fn relay(
-    listener: TcpListener,
-    target: String,
-    callee: usize,
-    pids: Arc<Mutex<Vec<Option<u32>>>>,
+/// What happens to connections.
+#[derive(Clone)]
+struct News {
     cuts: watch::Receiver<Cuts>,
-) {
+    severed: watch::Receiver<(usize, usize)>,
+}
+
+impl News {
+    /// Returns once the connections of this call are severed from now on.
+    async fn severed(&mut self, call: (usize, usize)) {
+        self.severed.mark_unchanged();
+        while self.severed.changed().await.is_ok() {
+            if *self.severed.borrow_and_update() == call {
+                return;
+            }
+        }
+    }
+}
+
+async fn relay(listener: TcpListener, target: String, callee: usize, pids: Arc<Mutex<Vec<Option<u32>>>>, news: News) {
     let mut connections = JoinSet::new();
     while let Ok((inbound, from)) = listener.accept().await {
-        let (target, cuts, pids) = (target.clone(), cuts.clone(), pids.lock().unwrap().clone());
+        let (target, mut news, pids) = (target.clone(), news.clone(), pids.lock().unwrap().clone());
+        let cuts = news.cuts.clone();
         connections.spawn(async move {
             let to = inbound.local_addr().unwrap();
             let caller = tokio::task::spawn_blocking(move || owner(from, to, &pids)).await.unwrap();
@@ -111,6 +134,7 @@ async fn relay(
             tokio::select! {
                 () = pump(in_read, out_write, call, call, cuts.clone()) => {}
                 () = pump(out_read, in_write, (callee, caller), call, cuts) => {}
+                () = news.severed(call) => {}
             }
         });
     }

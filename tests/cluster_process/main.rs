@@ -4,6 +4,7 @@
 //! what was acknowledged is there on every node, what was refused is not, and all nodes agree by the hash of their state.
 //! Leaves out: one process with several nodes (`node_cluster`) and the HTTP contract (`http_contract`).
 
+mod catch_up;
 mod crashes;
 mod cuts;
 mod disk;

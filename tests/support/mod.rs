@@ -133,6 +133,7 @@ fn run(
         state: StateConfig::default(),
         engine_cache_bytes: 16 * 1024 * 1024,
         snapshot_log_bytes: 64 * 1024 * 1024,
+        catchup_bytes_per_second: 50 * 1024 * 1024,
     };
     let member =
         Member { name: name.into(), peer_addr: first[name].clone(), client_url: url.clone(), zone: String::new() };

@@ -96,13 +96,20 @@ impl Leadership {
     ) {
         let mut changes = self.subscribe();
         let mut found = 0;
+        // The term in which this node leads, and since when.
+        let mut led = None;
         loop {
             let news = tokio::time::timeout(pause, changes.changed());
             let Some(news) = shutdown.run_until_cancelled(news).await else { return };
             // A change can only end it: it is counted as often as it was looked for.
             let looked = u32::from(news.is_err());
             let hands_over = self.since(&self.handed_ms).is_some_and(|begun| begun < lease * HAND_OVER_LEASES);
-            let overdue = !hands_over && is_overdue(&raft.borrow_watched(), lease);
+            let overdue = {
+                let metrics = raft.borrow_watched();
+                let leads = metrics.state.is_leader().then_some(metrics.current_term);
+                led = leads.map(|term| led.filter(|(of, _)| *of == term).unwrap_or_else(|| (term, clock::now())));
+                !hands_over && is_overdue(&metrics, led.map(|(_, since)| since.elapsed()), lease)
+            };
             found = if overdue { found + looked } else { 0 };
             let lost = found >= LOST_LOOKS;
             if self.lost.send_if_modified(|before| std::mem::replace(before, lost) != lost) && lost {
@@ -187,11 +194,12 @@ impl Leadership {
     }
 }
 
-/// Whether this is a leader of others that no quorum has confirmed for so long.
-fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
+/// Whether this is a leader of others that no quorum has confirmed for so long; none ever has of one that was cut off as
+/// soon as it was elected.
+fn is_overdue(metrics: &RaftMetrics<TypeConfig>, led_for: Option<Duration>, lease: Duration) -> bool {
     let alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
-    let confirmed = metrics.last_quorum_acked.as_ref();
-    metrics.state.is_leader() && !alone && confirmed.is_some_and(|at| at.elapsed() > lease)
+    let confirmed = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+    !alone && led_for.is_some_and(|led_for| confirmed.unwrap_or(led_for) > lease)
 }
 
 impl Leader {

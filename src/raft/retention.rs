@@ -87,7 +87,7 @@ pub(super) fn needed(followers: impl Iterator<Item = Follower>, purged: Option<u
 /// Nodes of a group write the same log, and would all make their snapshots at the same time.
 pub(super) fn due_bytes(bytes: u64, me: NodeId) -> u64 {
     let place = me.get().wrapping_mul(GOLDEN);
-    let more = u128::from(bytes / SPREAD_PART) * u128::from(place) >> 64;
+    let more = (u128::from(bytes / SPREAD_PART) * u128::from(place)) >> 64;
     bytes.saturating_add(u64::try_from(more).unwrap_or(0))
 }
 

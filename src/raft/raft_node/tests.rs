@@ -230,8 +230,15 @@ impl Cluster {
     }
 
     async fn write(&self, id: u64, key: &str) {
-        self.serves(id).await;
-        self.node(id).propose(put(key, "value"), soon(20_000)).await.unwrap().unwrap();
+        let deadline = soon(20_000);
+        loop {
+            self.serves(id).await;
+            match self.node(id).propose(put(key, "value"), deadline).await {
+                // It has just found out that it leads no more, after it was healed: surely not applied, so asked again.
+                Err(ProposeError::NoQuorum | ProposeError::NoLeader) if clock::now() < deadline => {}
+                result => return drop(result.unwrap().unwrap()),
+            }
+        }
     }
 
     async fn stop_all(mut self) {

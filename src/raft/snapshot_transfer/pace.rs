@@ -17,8 +17,8 @@ use crate::clock::{self, Instant};
 /// What may be caught up of time in which nothing was asked for: about what a timer of a busy runtime comes late.
 const SLACK: Duration = Duration::from_millis(20);
 
-/// A part takes about so long at the limit, however low that is: far less than a heartbeat's interval, so that on a link
-/// no faster than the limit a heartbeat waits no longer than this behind a part.
+/// A part takes about so long at the limit, unless the smallest takes longer: far less than a heartbeat's interval, so that
+/// on a link no faster than the limit a heartbeat waits no longer than this behind a part.
 const PART_TIME: Duration = Duration::from_millis(20);
 
 /// A part takes at least so many round trips at the limit. Each part waits for its answer, so shorter ones would leave a

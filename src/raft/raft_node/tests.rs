@@ -196,7 +196,12 @@ impl Cluster {
     async fn leader_among(&self, ids: &[u64]) -> u64 {
         let mut found = None;
         until("a leader that all of them know", || {
-            let leads = |id: &&u64| self.node(**id).leader() == Leader::Me;
+            // Without a confirmation Raft takes no entry from who is cut off next.
+            let confirmed = |id: u64| {
+                let metrics = self.node(id).status().metrics;
+                self.members.len() == 1 || metrics.last_quorum_acked.is_some()
+            };
+            let leads = |id: &&u64| self.node(**id).leader() == Leader::Me && confirmed(**id);
             found = ids.iter().find(leads).copied();
             let known = found.map(NodeId::new);
             found.is_some() && ids.iter().all(|id| self.node(*id).status().leader() == known)

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use crate::http::{Http, Refused, header, problem_of, refused};
 use quorate::api::model::{
-    ClusterReply, Code, DeleteReply, LeaderReply, NodeRole, OutcomeKind, Problem, PutReply, Record, StatusReply,
-    TxnOpReply, ViewSource,
+    ClusterReply, Code, DeleteReply, LeaderReply, MemberChangeReply, NodeRole, OutcomeKind, Problem, PutReply, Record,
+    StatusReply, TxnOpReply, ViewSource,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -588,6 +588,83 @@ async fn the_leadership_moves_on_request_through_any_node() {
     let told = https[other].refused(&lost).await;
     assert!(told.detail.starts_with(&format!("the leader can't reach n{to}")), "{}", told.detail);
     assert_eq!(cluster.nodes[leader].node.status().term, term, "nothing was begun");
+}
+
+#[tokio::test]
+async fn members_are_changed_through_any_node_and_bad_orders_are_told_why() {
+    let mut cluster = support::cluster(3).await;
+    let https: Vec<Http> = cluster.nodes.iter().map(|node| Http::new(&node.url)).collect();
+    cluster.leader().await;
+    let path = |id: u64| format!("/v1/cluster/members/{id}");
+    // Through each node in turn.
+    for (http, id) in https.iter().zip([2, 3, 1]) {
+        let dry = http.send("DELETE", &format!("{}?dry_run=true", path(id)), &[], "").await;
+        assert_eq!(dry.status(), 200);
+        let told: MemberChangeReply = dry.json().await.unwrap();
+        assert_eq!((told.id, told.dry_run, told.done), (Some(id), true, false));
+        assert_eq!((told.before.voters, told.before.spare, told.after.voters, told.after.spare), (3, 1, 2, 0));
+        assert_eq!(told.after.zones.iter().map(|zone| zone.voters).sum::<u64>(), 2);
+        assert!(told.warnings[0].starts_with("2 voters survive no more failures than 1 would"), "{told:?}");
+
+        let body = json!({"zone": "dc1", "priority": 0}).to_string();
+        let changed = http.send("PATCH", &path(id), &[], body).await;
+        assert_eq!(changed.status(), 200);
+        let told: MemberChangeReply = changed.json().await.unwrap();
+        assert_eq!((told.id, told.dry_run, told.done), (Some(id), false, true));
+    }
+    let told: ClusterReply = https[0].get("/v1/cluster").await.json().await.unwrap();
+    for member in &told.members {
+        assert_eq!((member.zone.as_str(), member.priority, member.pending), ("dc1", 0, None));
+        assert_eq!(member.version.as_deref(), Some(env!("CARGO_PKG_VERSION")));
+    }
+    let http = &https[1];
+    for (method, path, status, code, body, why) in [
+        (
+            "DELETE",
+            path(9),
+            404,
+            "member_not_found",
+            "",
+            "there is no member 9; the members are 1 (n1), 2 (n2), 3 (n3)",
+        ),
+        ("DELETE", path(9) + "x", 400, "bad_request", "", "\"9x\" is no id of a member"),
+        ("DELETE", path(2) + "?force=maybe", 400, "bad_request", "", "force"),
+        ("PATCH", path(2), 400, "bad_request", "{}", "asks for nothing"),
+        ("PATCH", path(2), 400, "bad_request", "[]", "the body is a list"),
+        ("PATCH", path(2), 400, "bad_request", "{\"role\":\"leader\"}", "unknown variant `leader`"),
+        ("PATCH", path(2), 409, "conflict", "{\"name\":\"n1\"}", "n1 is the name of member 1 already"),
+        ("PATCH", path(2), 409, "conflict", "{\"peer_addr\":\"127.0.0.1:1\"}", "does not answer at 127.0.0.1:1"),
+        ("POST", "/v1/cluster/members".into(), 400, "bad_request", "{\"name\":\"n4\"}", "missing field `peer_addr`"),
+        (
+            "POST",
+            "/v1/cluster/members".into(),
+            409,
+            "conflict",
+            "{\"name\":\"n4\",\"peer_addr\":\"127.0.0.1:1\"}",
+            "the leader can't reach n4 at 127.0.0.1:1",
+        ),
+    ] {
+        let told = http.refused(&Refused { body: body.to_owned(), ..refused(method, &path, status, code) }).await;
+        assert!(told.detail.contains(why), "{method} {path} {body}: {}", told.detail);
+    }
+    http.refused(&refused("GET", &path(2), 405, "method_not_allowed")).await;
+    // One is down: another must not go, but the one that is down may.
+    let leader = cluster.leader().await;
+    let (down, up) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.stop(down).await;
+    let dry_run = path(up as u64 + 1) + "?dry_run=true";
+    let lost = refused("DELETE", &dry_run, 409, "would_lose_quorum");
+    let deadline = quorate::clock::now() + support::PATIENCE;
+    while https[leader].send("DELETE", lost.path, &[], "").await.status() == 200 {
+        assert!(quorate::clock::now() < deadline, "the leader must miss it some time");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let told = https[leader].refused(&lost).await;
+    assert!(told.detail.contains("2 voters would be left, of which 2 must agree, but only 1"), "{}", told.detail);
+    let removed = https[up].send("DELETE", &path(down as u64 + 1), &[], "").await;
+    assert_eq!(removed.status(), 200);
+    let told: MemberChangeReply = removed.json().await.unwrap();
+    assert_eq!((told.after.voters, told.after.reachable), (2, 2));
 }
 
 #[tokio::test]

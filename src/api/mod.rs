@@ -15,6 +15,7 @@ mod freshness;
 mod guard;
 mod kv;
 mod list;
+mod members;
 mod metrics;
 pub mod model;
 mod openapi;

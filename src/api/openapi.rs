@@ -14,7 +14,7 @@ use utoipa::OpenApi;
 use super::call::{Call, JSON};
 use super::model;
 use super::problem::Failure;
-use super::{cluster, kv, list, ops, txn};
+use super::{cluster, kv, list, members, ops, txn};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -35,6 +35,9 @@ use super::{cluster, kv, list, ops, txn};
         cluster::get_status,
         cluster::get_cluster,
         cluster::post_leader,
+        members::post_member,
+        members::patch_member,
+        members::delete_member,
         ops::get_snapshot,
         ops::get_healthz,
         ops::get_readyz,

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use super::admission::Scarce;
 use super::model::{Code, Invalid, OutcomeKind};
 use super::query::shown;
-use crate::node::{ReadError, TransferError, WriteError};
+use crate::node::{MemberError, ReadError, TransferError, WriteError};
 use crate::state::Rejection;
 use crate::types::Revision;
 
@@ -29,6 +29,8 @@ pub(super) enum Failure {
     Read(#[from] ReadError),
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    #[error(transparent)]
+    Member(#[from] MemberError),
     #[error(transparent)]
     Edge(#[from] EdgeError),
 }
@@ -110,6 +112,7 @@ impl Failure {
             Self::Write(error) => of_write(error),
             Self::Read(error) => of_read(error),
             Self::Transfer(error) => of_transfer(error),
+            Self::Member(error) => of_member(error),
             Self::Edge(error) => of_edge(error),
         }
     }
@@ -173,6 +176,21 @@ fn of_transfer(error: &TransferError) -> Class {
     }
 }
 
+fn of_member(error: &MemberError) -> Class {
+    let unavailable = |code| Class::later(StatusCode::SERVICE_UNAVAILABLE, code, RETRY_AFTER);
+    match error {
+        MemberError::NotReady(_) => unavailable(Code::NotReady),
+        MemberError::NoLeader | MemberError::NotLeader => unavailable(Code::NoLeader),
+        MemberError::NoQuorum => unavailable(Code::NoQuorum),
+        MemberError::UnknownMember { .. } => Class::refused(StatusCode::NOT_FOUND, Code::MemberNotFound),
+        // Not to be tried again unseen: somebody has to look at the node first.
+        MemberError::Conflict(_) | MemberError::Unreachable(_) => Class::refused(StatusCode::CONFLICT, Code::Conflict),
+        MemberError::WouldLoseQuorum(_) => Class::refused(StatusCode::CONFLICT, Code::WouldLoseQuorum),
+        MemberError::Busy => Class { retryable: true, ..Class::refused(StatusCode::CONFLICT, Code::MembershipBusy) },
+        MemberError::Unknown(_) => Class::unknown(StatusCode::GATEWAY_TIMEOUT, Code::OutcomeUnknown),
+    }
+}
+
 fn of_edge(error: &EdgeError) -> Class {
     match error {
         EdgeError::UnknownEndpoint => Class::refused(StatusCode::NOT_FOUND, Code::NotFound),
@@ -215,6 +233,7 @@ pub(super) const fn title(code: Code) -> &'static str {
         Code::MethodNotAllowed => "the method is not allowed here",
         Code::Conflict => "the request does not go with how things stand",
         Code::MembershipBusy => "another change of the group is under way",
+        Code::WouldLoseQuorum => "the group would lose its quorum",
         Code::RevisionCompacted => "the history asked for was given up",
         Code::PreconditionFailed => "the precondition does not hold",
         Code::ValueTooLarge => "the value or body is too large",

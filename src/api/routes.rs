@@ -22,7 +22,7 @@ use super::metrics::ApiMetrics;
 use super::path::KEY_PREFIX;
 use super::problem::{EdgeError, Failure};
 use super::request_log::RequestLog;
-use super::{body, cluster, guard, kv, list, openapi, ops, txn};
+use super::{body, cluster, guard, kv, list, members, openapi, ops, txn};
 use crate::clock;
 use crate::node::{Node, WriteError};
 use crate::state::{Principal, StateView, Txn, TxnReply};
@@ -36,6 +36,8 @@ pub(super) enum Route {
     Status,
     Cluster,
     Leader,
+    Members,
+    Member,
     Snapshot,
     Healthz,
     Readyz,
@@ -44,13 +46,15 @@ pub(super) enum Route {
 }
 
 impl Route {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Key,
         Self::Keys,
         Self::Txn,
         Self::Status,
         Self::Cluster,
         Self::Leader,
+        Self::Members,
+        Self::Member,
         Self::Snapshot,
         Self::Healthz,
         Self::Readyz,
@@ -67,6 +71,8 @@ impl Route {
             Self::Status => "/v1/status",
             Self::Cluster => "/v1/cluster",
             Self::Leader => "/v1/cluster/leader",
+            Self::Members => "/v1/cluster/members",
+            Self::Member => "/v1/cluster/members/{id}",
             Self::Snapshot => "/v1/snapshot",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
@@ -80,7 +86,8 @@ impl Route {
         match self {
             Self::Key => "GET, HEAD, PUT, DELETE",
             Self::Keys => "GET, DELETE",
-            Self::Txn | Self::Leader => "POST",
+            Self::Txn | Self::Leader | Self::Members => "POST",
+            Self::Member => "PATCH, DELETE",
             Self::Snapshot => "GET",
             Self::Status | Self::Cluster | Self::Healthz | Self::Readyz | Self::Metrics | Self::OpenApi => "GET, HEAD",
         }
@@ -95,7 +102,11 @@ impl Route {
 impl Route {
     /// Whether this path is for those who look after the node, and so answered also on a spare connection.
     pub(super) fn is_spared(path: &str) -> bool {
-        Self::ALL.iter().any(|route| !route.is_admitted() && route.template() == path)
+        let is_at = |route: &Self| match route {
+            Self::Member => path.starts_with(members::PATH_PREFIX),
+            route => route.template() == path,
+        };
+        Self::ALL.iter().any(|route| !route.is_admitted() && is_at(route))
     }
 }
 
@@ -228,6 +239,9 @@ impl Api {
             (Route::Status, &Method::GET | &Method::HEAD) => cluster::get_status(self, call),
             (Route::Cluster, &Method::GET | &Method::HEAD) => cluster::get_cluster(self, call).await,
             (Route::Leader, &Method::POST) => cluster::post_leader(self, call, body).await,
+            (Route::Members, &Method::POST) => members::post_member(self, call, body).await,
+            (Route::Member, &Method::PATCH) => members::patch_member(self, call, body).await,
+            (Route::Member, &Method::DELETE) => members::delete_member(self, call).await,
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
             (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,

@@ -1,11 +1,11 @@
-//! `status` and `member list`.
+//! `status`.
 //!
-//! Guarantees: `status` asks every endpoint for itself and fails if one of them does not answer. Leaves out: changes.
+//! Guarantees: `status` asks every endpoint for itself and fails if one of them does not answer. Leaves out: the group (`member`).
 
 use super::Failure;
 use super::connect::Global;
 use super::output::Format;
-use crate::api::model::{MemberRole, StatusReply, ViewSource};
+use crate::api::model::StatusReply;
 use crate::client::Error;
 
 /// Show how nodes see themselves
@@ -68,63 +68,11 @@ fn row(status: &StatusReply) -> Vec<String> {
     ]
 }
 
-/// Members of the cluster
-#[derive(Debug, clap::Subcommand)]
-#[command(after_help = "Example:\n  quorate member list")]
-pub(super) enum MemberCommand {
-    List(MemberList),
-}
-
-/// Show the members as their leader sees them
-///
-/// Where no leader answers, as the node that answers sees them; a line on standard error says so.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  quorate member list --output json")]
-pub(super) struct MemberList {}
-
-impl MemberCommand {
-    pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let Self::List(MemberList {}) = self;
-        let cluster = global.client()?.cluster().await?.value;
-        let mut out = global.out();
-        if out.format == Format::Json {
-            out.json(&cluster)?;
-            return out.finish();
-        }
-        let columns = ["ID", "NAME", "ROLE", "ZONE", "PEER", "CLIENT", "REACHABLE", "LAG", "RTT"];
-        let mut rows = vec![heading(&columns)];
-        for member in &cluster.members {
-            let role = match member.role {
-                MemberRole::Voter if cluster.leader == Some(member.id) => "leader",
-                MemberRole::Voter => "voter",
-                MemberRole::Learner => "learner",
-            };
-            rows.push(vec![
-                member.id.to_string(),
-                member.name.clone(),
-                role.to_owned(),
-                known(Some(&member.zone).filter(|zone| !zone.is_empty())),
-                member.peer_addr.clone(),
-                known(Some(&member.client_url).filter(|url| !url.is_empty())),
-                if member.reachable { "yes" } else { "no" }.to_owned(),
-                known(member.lag_entries),
-                known(member.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
-            ]);
-        }
-        out.table(&rows)?;
-        out.finish()?;
-        if cluster.view == ViewSource::Local {
-            super::failure::note("no leader answers; this is what the node that was asked could find out itself");
-        }
-        Ok(())
-    }
-}
-
-fn heading(columns: &[&str]) -> Vec<String> {
+pub(super) fn heading(columns: &[&str]) -> Vec<String> {
     columns.iter().map(ToString::to_string).collect()
 }
 
 /// What is not known is a dash.
-fn known(value: Option<impl ToString>) -> String {
+pub(super) fn known(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

@@ -9,9 +9,11 @@ mod cluster;
 mod completions;
 mod connect;
 mod dev;
+mod doctor;
 mod failure;
 mod kv;
 mod leader;
+mod member;
 mod output;
 mod run_server;
 mod serve;
@@ -50,8 +52,9 @@ enum Command {
     List(kv::List),
     Txn(txn::TxnFile),
     Status(cluster::Status),
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
-    Member(cluster::MemberCommand),
+    Member(member::MemberCommand),
     #[command(subcommand)]
     Leader(leader::LeaderCommand),
     #[command(subcommand)]
@@ -84,6 +87,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Del(del) => client_command(async { del.run(global).await }),
         Command::List(list) => client_command(async { list.run(global).await }),
         Command::Txn(txn) => client_command(async { txn.run(global).await }),
+        Command::Doctor(doctor) => client_command(async { doctor.run(global).await }),
         Command::Status(status) => client_command(async { status.run(global).await }),
         Command::Member(command) => client_command(async { command.run(global).await }),
         Command::Leader(command) => client_command(async { command.run(global).await }),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use crate::api::ApiConfig;
 use crate::config::{LogFormat, ServeConfig};
-use crate::node::{NodeConfig, StartError};
+use crate::node::{Join, MemberPolicy, NodeConfig, Origin, StartError};
 use crate::raft::{LogConfig, LogError, OpenError, RaftConfig, SnapshotStoreError, Timers};
 use crate::server::{Server, ServerConfig, ServerError};
 use crate::state::StateConfig;
@@ -228,10 +228,24 @@ fn server_config(config: ServeConfig) -> ServerConfig {
         peer_addr: config.advertise_peer_addr.to_string(),
         client_url: config.advertise_client_url.to_string(),
         zone: config.zone.clone(),
+        ..Member::default()
     };
-    let first_members = config.initial_cluster.as_ref().map(|cluster| {
-        cluster.members().iter().map(|member| (member.name.to_string(), member.peer_addr.to_string())).collect()
-    });
+    let origin = match (&config.initial_cluster, &config.join) {
+        (Some(cluster), _) => {
+            let members = cluster.members().iter();
+            Origin::FirstMembers(
+                members.map(|member| (member.name.to_string(), member.peer_addr.to_string())).collect(),
+            )
+        }
+        (None, Some(join)) => Origin::Join(Join {
+            addresses: join.all().iter().map(ToString::to_string).collect(),
+            votes: !config.learner,
+            replaces: config.replaces.as_ref().map(ToString::to_string),
+        }),
+        (None, None) => Origin::Directory,
+    };
+    let policy =
+        MemberPolicy { remove_silent_after: config.remove_silent_after, voters_min: config.remove_silent_floor };
     ServerConfig {
         client_addr: config.client_addr.to_string(),
         peer_addr: config.peer_addr.to_string(),
@@ -244,7 +258,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
             write_time_target: tuning.write_time_target,
             ..ApiConfig::default()
         },
-        node: NodeConfig { data_dir: config.data_dir, member, first_members, raft },
+        node: NodeConfig { data_dir: config.data_dir, member, origin, policy, raft },
     }
 }
 

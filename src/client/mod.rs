@@ -15,6 +15,7 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use cluster::MemberOptions;
 pub use error::Error;
 pub use options::{Consistency, ListOptions, Precondition, ReadOptions, WriteOptions};
 pub use snapshot::{SavedSnapshot, SnapshotDownload};

@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 pub use settings::Settings;
 pub use values::{
-    BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX, Name, Rate,
-    Size, Span,
+    Addresses, BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX,
+    Name, Rate, Size, Span,
 };
 
 use crate::types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, VALUE_BYTES_MAX};
@@ -186,6 +186,16 @@ pub struct ServeConfig {
     pub zone: String,
     /// The first members, this one among them; `None` if the directory is expected to have an identity already.
     pub initial_cluster: Option<InitialCluster>,
+    /// Members of the cluster it joins, if its directory has no identity.
+    pub join: Option<Addresses>,
+    /// Whether it joins without a vote.
+    pub learner: bool,
+    /// The name of the member whose place it takes when it joins.
+    pub replaces: Option<Name>,
+    /// A member that was silent for so long is taken out by the leader; `None`: never.
+    pub remove_silent_after: Option<Duration>,
+    /// Voters that this leaves at least.
+    pub remove_silent_floor: usize,
     /// The greatest round-trip time between members; timers follow from it.
     pub rtt: Duration,
     /// How it logs.
@@ -233,6 +243,11 @@ impl ServeConfig {
             rtt,
             log_format: settings.log_format.unwrap_or_default(),
             tuning: tuning(&settings, rtt)?,
+            learner: joins_without_vote(&settings)?,
+            remove_silent_after: remove_silent_after(&settings, rtt)?,
+            remove_silent_floor: remove_silent_floor(&settings)?,
+            replaces: settings.replaces,
+            join: settings.join,
             initial_cluster: settings.initial_cluster,
         })
     }
@@ -346,6 +361,51 @@ fn advertisable(address: HostPort) -> Result<HostPort, ConfigError> {
         return invalid(format!("{address} is no address the other members could call; name the host"));
     }
     Ok(address)
+}
+
+/// A node forms a cluster or joins one.
+fn joins_without_vote(settings: &Settings) -> Result<bool, ConfigError> {
+    if settings.initial_cluster.is_some() && settings.join.is_some() {
+        return invalid(
+            "--initial-cluster and --join were given; a first member needs the one, a later member the other"
+                .to_owned(),
+        );
+    }
+    let learner = settings.learner.unwrap_or(false);
+    if learner && settings.initial_cluster.is_some() {
+        return invalid("--learner goes with --join; the first members all vote".to_owned());
+    }
+    if settings.replaces.is_some() && (learner || settings.initial_cluster.is_some()) {
+        return invalid(
+            "--replaces goes with --join, and not with --learner: a voter takes the place of another".to_owned(),
+        );
+    }
+    Ok(learner)
+}
+
+/// Below this a restart would cost a member its place.
+const REMOVE_SILENT_AFTER_MIN: Duration = Duration::from_secs(60);
+
+/// Above this nobody waits.
+const REMOVE_SILENT_AFTER_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+fn remove_silent_after(settings: &Settings, rtt: Duration) -> Result<Option<Duration>, ConfigError> {
+    let Some(Span(after)) = settings.remove_silent_after else { return Ok(None) };
+    let least = REMOVE_SILENT_AFTER_MIN.max(rtt * 1_000);
+    if after < least || after > REMOVE_SILENT_AFTER_MAX {
+        let (after, least, most) = (Span(after), Span(least), Span(REMOVE_SILENT_AFTER_MAX));
+        return invalid(format!("--remove-silent-after is {after}; it must be {least} to {most}"));
+    }
+    Ok(Some(after))
+}
+
+fn remove_silent_floor(settings: &Settings) -> Result<usize, ConfigError> {
+    let floor = settings.remove_silent_floor.unwrap_or(crate::node::VOTERS_MIN_DEFAULT);
+    if !(1..=crate::node::MEMBERS_MAX).contains(&floor) {
+        let most = crate::node::MEMBERS_MAX;
+        return invalid(format!("--remove-silent-floor is {floor}; it must be 1 to {most}"));
+    }
+    Ok(floor)
 }
 
 fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {

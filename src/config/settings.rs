@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::values::{BaseUrl, HostPort, InitialCluster, Name, Rate, Size, Span};
+use super::values::{Addresses, BaseUrl, HostPort, InitialCluster, Name, Rate, Size, Span};
 use super::{ConfigError, LogFormat};
 
 /// The largest configuration file that is read, in bytes.
@@ -41,6 +41,22 @@ pub struct Settings {
     /// All first members, the same list on each; forms the cluster once. Not needed once the directory has an identity
     #[arg(long, env = "QUORATE_INITIAL_CLUSTER", hide_env_values = true, value_name = "NAME=HOST:PORT,...")]
     pub initial_cluster: Option<InitialCluster>,
+    /// Peer addresses of members of a cluster that this node joins. Not needed once the directory has an identity
+    #[arg(long, env = "QUORATE_JOIN", hide_env_values = true, value_name = "HOST:PORT,...")]
+    pub join: Option<Addresses>,
+    /// Join as a learner: a member with all data and no vote
+    #[arg(long, env = "QUORATE_LEARNER", hide_env_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub learner: Option<bool>,
+    /// Name of the member whose place this node takes once it has caught up; goes with --join
+    #[arg(long, env = "QUORATE_REPLACES", hide_env_values = true, value_name = "NAME")]
+    pub replaces: Option<Name>,
+    /// Take out a member that the leader has not heard from for this long; never below --remove-silent-floor voters, one at
+    /// a time [default: never]
+    #[arg(long, env = "QUORATE_REMOVE_SILENT_AFTER", hide_env_values = true, value_name = "DURATION")]
+    pub remove_silent_after: Option<Span>,
+    /// Voters that --remove-silent-after leaves at least [default: 3]
+    #[arg(long, env = "QUORATE_REMOVE_SILENT_FLOOR", hide_env_values = true, value_name = "COUNT")]
+    pub remove_silent_floor: Option<usize>,
     /// Greatest round-trip time between members; heartbeat and election timeouts follow from it [default: 10ms]
     #[arg(long, env = "QUORATE_RTT", hide_env_values = true, value_name = "DURATION")]
     pub rtt: Option<Span>,
@@ -180,6 +196,11 @@ impl Settings {
             advertise_peer_addr: self.advertise_peer_addr.or(fallback.advertise_peer_addr),
             zone: self.zone.or(fallback.zone),
             initial_cluster: self.initial_cluster.or(fallback.initial_cluster),
+            join: self.join.or(fallback.join),
+            learner: self.learner.or(fallback.learner),
+            replaces: self.replaces.or(fallback.replaces),
+            remove_silent_after: self.remove_silent_after.or(fallback.remove_silent_after),
+            remove_silent_floor: self.remove_silent_floor.or(fallback.remove_silent_floor),
             rtt: self.rtt.or(fallback.rtt),
             log_format: self.log_format.or(fallback.log_format),
             value_bytes_max: self.value_bytes_max.or(fallback.value_bytes_max),

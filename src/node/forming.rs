@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Guarantees: any start order; a crash at any point is continued at the next start; never a second cluster beside an
-//! existing one. Leaves out: later members.
+//! existing one. Leaves out: later members, who are asked the same questions (`membership`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, Member, NodeId};
 
 /// The newest format of these messages.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// How long one question may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ const ATTEMPTS_PER_NOTICE: u32 = 25;
 pub type FirstMembers = BTreeMap<String, String>;
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Request {
+pub(super) enum Request {
     /// Who are you?
     Probe,
     /// Take this identity.
@@ -53,8 +53,8 @@ enum Request {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum Response {
-    /// An empty directory, started with this list.
+pub(super) enum Response {
+    /// An empty directory, started with this list; an empty list waits to be added to a cluster.
     Pristine { member: Member, first_members: FirstMembers },
     /// An identity. `initialized` if it has ever had a log entry or a vote.
     Identified { member: Member, identity: Identity, initialized: bool },
@@ -96,6 +96,14 @@ pub enum FormingError {
         /// Who was expected.
         expected: String,
     },
+    /// The cluster does not take this node.
+    #[error("the cluster did not take {name}: {why}")]
+    NotTaken {
+        /// This node.
+        name: String,
+        /// What its leader said.
+        why: String,
+    },
     /// The identity can't be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -125,6 +133,11 @@ impl FormingDesk {
         Self { member, first_members, directory, identity: Mutex::new(identity), identified, initialized }
     }
 
+    /// This node, as it is started.
+    pub(super) fn member(&self) -> &Member {
+        &self.member
+    }
+
     pub(super) fn identity(&self) -> Option<Identity> {
         self.identity.lock().clone()
     }
@@ -149,6 +162,16 @@ impl FormingDesk {
         *identity = Some(offered);
         self.identified.send_replace(true);
         Ok(())
+    }
+
+    /// Writes another name into the identity; returns whether it was another.
+    pub(super) fn rename(&self, name: &str) -> Result<bool, DirectoryError> {
+        let mut identity = self.identity.lock();
+        let Some(mine) = identity.as_mut().filter(|mine| mine.name != name) else { return Ok(false) };
+        let renamed = Identity { name: name.to_owned(), ..mine.clone() };
+        self.directory.write_identity(&renamed)?;
+        *mine = renamed;
+        Ok(true)
     }
 
     /// Records that the log was created and may hold a vote from now on.
@@ -314,7 +337,7 @@ fn check_list(peer: &str, theirs: &FirstMembers, ours: &FirstMembers) -> Result<
     Err(FormingError::OtherList { peer: peer.to_owned(), theirs: show(theirs), ours: show(ours) })
 }
 
-async fn ask(transport: &dyn Transport, address: &str, request: &Request) -> Result<Response, String> {
+pub(super) async fn ask(transport: &dyn Transport, address: &str, request: &Request) -> Result<Response, String> {
     let deadline = clock::now() + CALL_TIMEOUT;
     let call = transport.call(address, Channel::Control, encode(request), deadline);
     decode(&call.await.map_err(|error| error.to_string())?)
@@ -333,9 +356,9 @@ fn encode<T: Serialize>(value: &T) -> Bytes {
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bytes {
         [FORMING, VERSION, body @ ..] => postcard::from_bytes(body).map_err(|error| error.to_string()),
-        [FORMING, version, ..] => {
-            Err(format!("forming message format {version} is not known here (newest: {VERSION})"))
-        }
+        [FORMING, version, ..] => Err(format!(
+            "forming message format {version} is not known here (this node speaks {VERSION}); run the same version on all members"
+        )),
         _ => Err("not a forming message".into()),
     }
 }

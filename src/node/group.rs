@@ -25,13 +25,13 @@ use super::status::{ClusterStatus, MemberStatus, Source};
 use crate::clock::{self, Instant};
 use crate::raft::{RaftNode, Timers};
 use crate::transport::{Channel, Transport};
-use crate::types::{ClusterId, LogIndex, NodeId, Term};
+use crate::types::{ClusterId, LogIndex, LogPosition, NodeId, Term};
 
 /// The first byte of these messages.
 pub(super) const GROUP: u8 = 0xF1;
 
 /// The newest format of these messages.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// How long members may take to answer where elections are quicker than this.
 const ASK_TIMEOUT_MIN: Duration = Duration::from_millis(500);
@@ -47,18 +47,29 @@ struct Question {
 }
 
 /// What one member knows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Account {
     pub(super) term: Term,
-    leads: bool,
+    pub(super) leads: bool,
     pub(super) last_log_index: Option<LogIndex>,
     /// Of a leader: how it sees the others.
-    others: Vec<Other>,
+    pub(super) others: Vec<Other>,
+    /// The newest membership that it knows to be committed.
+    pub(super) roster: Option<KnownMembers>,
+    /// The version of its program.
+    pub(super) version: String,
+}
+
+/// A committed membership.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownMembers {
+    pub(super) position: LogPosition,
+    pub(super) members: Vec<NodeId>,
 }
 
 /// Another member, as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Other {
+pub(super) struct Other {
     id: NodeId,
     reachable: bool,
     matched: Option<LogIndex>,
@@ -104,7 +115,16 @@ fn account(raft: &RaftNode, transport: &dyn Transport, silence: Duration) -> Acc
         }
     };
     let others = status.members().into_iter().filter(|(id, ..)| leads && *id != raft.id()).map(other).collect();
-    Account { term: status.term(), leads, last_log_index: status.last_log_index().map(LogIndex::new), others }
+    let roster = raft.roster();
+    let known = |position| KnownMembers { position, members: roster.members.keys().copied().collect() };
+    Account {
+        term: status.term(),
+        leads,
+        last_log_index: status.last_log_index().map(LogIndex::new),
+        others,
+        roster: roster.position.filter(|_| roster.committed).map(known),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }
 
 impl Node {
@@ -122,14 +142,13 @@ impl Node {
         let silence = self.0.timers.leader_silence();
         let mut accounts = BTreeMap::from([(raft.id(), account(raft, &*self.0.transport, silence))]);
         let status = raft.status();
-        if !accounts[&raft.id()].leads {
-            let cluster = self.0.desk.identity().map_or(ClusterId::ZERO, |identity| identity.cluster);
-            let members = status.members().into_iter().filter(|(id, ..)| *id != raft.id());
-            let asked = members.map(|(id, member, _)| async move {
-                Some((id, ask(&*self.0.transport, cluster, self.0.timers, id, &member.peer_addr).await?))
-            });
-            accounts.extend(join_all(asked).await.into_iter().flatten());
-        }
+        // Also by a leader: what program they run, they say themselves.
+        let cluster = self.0.desk.identity().map_or(ClusterId::ZERO, |identity| identity.cluster);
+        let members = status.members().into_iter().filter(|(id, ..)| *id != raft.id());
+        let asked = members.map(|(id, member, _)| async move {
+            Some((id, ask(&*self.0.transport, cluster, self.0.timers, id, &member.peer_addr).await?))
+        });
+        accounts.extend(join_all(asked).await.into_iter().flatten());
         let view = self.view_of(&accounts, &status.members());
         *last = Some((clock::now(), view.clone()));
         Ok(view)
@@ -160,6 +179,7 @@ impl Node {
                 lag_entries: matched.zip(last).map(|(matched, last)| last.get().saturating_sub(matched.get())),
                 rtt_ms: rtt_us.or(own_rtt.map(|rtt| rtt.as_micros() as f64)).map(|us| us / 1e3),
                 member: member.clone(),
+                version: account.map(|account| account.version.clone()),
             }
         };
         ClusterStatus {
@@ -202,25 +222,32 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 mod tests {
     use super::*;
 
+    fn account() -> Account {
+        let other = Other { id: NodeId::new(2), reachable: true, matched: Some(LogIndex::new(7)), rtt_us: Some(800) };
+        let position = LogPosition { term: Term::new(3), leader: NodeId::new(1), index: LogIndex::new(5) };
+        Account {
+            term: Term::new(3),
+            leads: true,
+            last_log_index: Some(LogIndex::new(9)),
+            others: vec![other],
+            roster: Some(KnownMembers { position, members: vec![NodeId::new(1), NodeId::new(2)] }),
+            version: "0.1.0".into(),
+        }
+    }
+
     #[test]
     fn an_account_comes_back_and_foreign_bytes_are_none() {
-        let other = Other { id: NodeId::new(2), reachable: true, matched: Some(LogIndex::new(7)), rtt_us: Some(800) };
-        let account =
-            Account { term: Term::new(3), leads: true, last_log_index: Some(LogIndex::new(9)), others: vec![other] };
-        assert_eq!(decode::<Account>(&encode(&account)), Some(account));
+        assert_eq!(decode::<Account>(&encode(&account())), Some(account()));
         for foreign in [&b""[..], &[GROUP], &[GROUP, VERSION], &[GROUP, VERSION + 1, 0, 0], &[0xF0, VERSION, 7, 1]] {
             assert_eq!(decode::<Question>(foreign), None, "{foreign:?}");
         }
     }
 
     #[test]
-    fn the_bytes_of_format_one_stay_readable() {
+    fn the_bytes_of_format_two_stay_readable() {
         let question = Question { cluster: ClusterId::new(7), to: NodeId::new(2) };
-        assert_eq!(&encode(&question)[..], b"\xF1\x01\x07\x02");
-        assert_eq!(
-            decode::<Account>(b"\xF1\x01\x03\x01\x01\x09\x01\x02\x01\x01\x07\x01\xa0\x06")
-                .map(|account| account.others[0].rtt_us),
-            Some(Some(800))
-        );
+        assert_eq!(&encode(&question)[..], b"\xF1\x02\x07\x02");
+        let old = b"\xF1\x02\x03\x01\x01\x09\x01\x02\x01\x01\x07\x01\xa0\x06\x01\x03\x01\x05\x02\x01\x02\x050.1.0";
+        assert_eq!(decode::<Account>(old), Some(account()));
     }
 }

@@ -7,6 +7,7 @@
 //! Guarantees: bounded by [`HAND_OVER_TIME_MIN`] or two longest election timeouts; stopping goes on whatever comes of it.
 //! Leaves out: stopping.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -28,14 +29,17 @@ const ASK_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Heir {
     id: NodeId,
+    /// How much it is preferred.
+    priority: u8,
     /// Entries of the leader's log that it lacks.
     lag: u64,
 }
 
-/// The voter that lacks least, the lowest id among equals; `None` if all lack too much.
+/// The voter of the greatest priority, among equals the one that lacks least, then the one with the lowest id; `None` if all
+/// lack too much.
 fn choose(heirs: impl IntoIterator<Item = Heir>) -> Option<NodeId> {
     let able = heirs.into_iter().filter(|heir| heir.lag <= LAG_ENTRIES_MAX);
-    able.min_by_key(|heir| (heir.lag, heir.id)).map(|heir| heir.id)
+    able.min_by_key(|heir| (Reverse(heir.priority), heir.lag, heir.id)).map(|heir| heir.id)
 }
 
 impl Node {
@@ -81,11 +85,19 @@ impl Transfers {
         }
     }
 
+    /// The voter that is best to lead instead of this node; `None` if there is none that could.
+    pub(super) async fn heir_of_all(&self) -> Option<NodeId> {
+        let me = self.raft.id();
+        let others: Vec<_> = self.raft.status().members().into_iter().filter(|(id, ..)| *id != me).collect();
+        self.heir(&others).await
+    }
+
     /// Asks the voters how far they are, and chooses.
     async fn heir(&self, others: &[(NodeId, Member, bool)]) -> Option<NodeId> {
         let asked = others.iter().filter(|(.., voter)| *voter).map(|(id, member, _)| async move {
             let account = group::ask(&*self.transport, self.cluster, self.timers, *id, &member.peer_addr).await?;
-            Some(Heir { id: *id, lag: lag(&self.raft.status(), account.last_log_index.map_or(0, |index| index.get())) })
+            let lag = lag(&self.raft.status(), account.last_log_index.map_or(0, |index| index.get()));
+            Some(Heir { id: *id, priority: member.priority, lag })
         });
         choose(join_all(asked).await.into_iter().flatten())
     }
@@ -112,14 +124,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heir_is_the_one_that_lacks_least() {
-        let heir = |id, lag| Heir { id: NodeId::new(id), lag };
+    fn the_heir_is_the_one_that_is_preferred_and_then_the_one_that_lacks_least() {
+        let preferred = |id, lag, priority| Heir { id: NodeId::new(id), priority, lag };
+        let heir = |id, lag| preferred(id, lag, 0);
         for (heirs, expected) in [
             (vec![], None),
             (vec![heir(2, 3), heir(3, 1)], Some(3)),
             (vec![heir(3, 1), heir(2, 1)], Some(2)),
             (vec![heir(2, LAG_ENTRIES_MAX), heir(3, LAG_ENTRIES_MAX + 1)], Some(2)),
             (vec![heir(3, LAG_ENTRIES_MAX + 1)], None),
+            (vec![heir(2, 1), preferred(3, 9, 5)], Some(3)),
+            (vec![heir(2, 1), preferred(3, LAG_ENTRIES_MAX + 1, 5)], Some(2)),
         ] {
             assert_eq!(choose(heirs.clone()), expected.map(NodeId::new), "{heirs:?}");
         }

@@ -8,6 +8,8 @@ mod forming;
 mod group;
 mod hand_over;
 mod leader_transfer;
+mod membership;
+mod neighbours;
 mod peer_desk;
 mod read;
 mod request;
@@ -20,10 +22,16 @@ use std::sync::{Arc, OnceLock};
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use leader_transfer::{Moved, TransferError};
+pub use membership::{
+    Change, ChangeOptions, Changed, Join, MEMBERS_MAX, MemberError, MemberPatch, MemberPolicy, MemberRef, NewMember,
+    Quorums, VOTERS_MIN_DEFAULT, ZoneQuorum,
+};
+pub use neighbours::{Neighbour, advised_rtt};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
-pub use start::{NodeConfig, StartError};
+pub use start::{NodeConfig, Origin, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::forming::FormingDesk;
@@ -45,13 +53,21 @@ struct Inner {
     transport: Arc<dyn Transport>,
     fatal: Fatal,
     raft: OnceLock<RaftNode>,
+    membership: OnceLock<membership::Membership>,
+    removal: membership::Removal,
     background: TaskTracker,
+    /// Ends what runs in `background`.
+    stopping: CancellationToken,
+    syncs: neighbours::Syncs,
     group: group::LastView,
 }
 
 impl Node {
-    /// Raft, once it runs; otherwise why not.
+    /// Raft, once it runs and as long as this is a member; otherwise why not.
     fn raft(&self) -> Result<&RaftNode, String> {
+        if let Some(why) = self.0.removal.get() {
+            return Err(why.clone());
+        }
         self.0.raft.get().ok_or_else(|| match self.0.desk.identity() {
             Some(_) => "it is starting".into(),
             None => "the cluster is not formed yet".into(),
@@ -87,7 +103,7 @@ impl Node {
     pub fn leader(&self) -> Option<(NodeId, Member)> {
         let raft = self.0.raft.get()?;
         match raft.leader_heard(self.0.timers.leader_silence()) {
-            Leader::Me => Some((raft.id(), self.0.member.clone())),
+            Leader::Me => Some((raft.id(), self.member(raft.id()))),
             Leader::Other(id, member) => Some((id, member)),
             Leader::None => None,
         }
@@ -126,6 +142,7 @@ impl Node {
 
     /// Stops. What was acknowledged is on disk already.
     pub async fn stop(&self) {
+        self.0.stopping.cancel();
         if let Some(raft) = self.0.raft.get() {
             raft.stop().await;
         }

@@ -1,11 +1,12 @@
 //! Where calls of other members arrive: forming messages from the first moment on, Raft's once it runs.
 //!
 //! The first byte tells them apart: Raft's messages begin with their format version, which stays below 128, forming
-//! messages with [`FORMING`], questions about the group with [`GROUP`], orders to hand over with [`TRANSFER`].
+//! messages with [`FORMING`], questions about the group with [`GROUP`], orders to hand over with [`TRANSFER`], to change
+//! the members with [`MEMBERSHIP`].
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
 //! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`,
-//! `group`, `leader_transfer`).
+//! `group`, `leader_transfer`, `membership`, `neighbours`).
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,7 +14,9 @@ use bytes::Bytes;
 
 use super::forming::FormingDesk;
 use super::group::{GROUP, GroupDesk};
-use super::leader_transfer::{TRANSFER, Transfers};
+use super::leader_transfer::TRANSFER;
+use super::membership::{MEMBERSHIP, Membership};
+use super::neighbours::{self, ECHO};
 use crate::transport::{BoxFuture, Channel, PeerHandler};
 
 /// The first byte of a forming message.
@@ -23,7 +26,7 @@ pub(super) const FORMING: u8 = 0xF0;
 struct Running {
     raft: Arc<dyn PeerHandler>,
     group: GroupDesk,
-    transfers: Transfers,
+    membership: Membership,
 }
 
 /// Answers other members.
@@ -37,10 +40,10 @@ impl PeerDesk {
         Self { forming, raft: OnceLock::new() }
     }
 
-    /// From now on Raft's messages, questions about the group and orders to hand over are answered, too.
-    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk, transfers: Transfers) {
+    /// From now on Raft's messages, questions about the group and orders are answered, too.
+    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk, membership: Membership) {
         // Opened once, at the end of the start.
-        let _ = self.raft.set(Running { raft, group, transfers });
+        let _ = self.raft.set(Running { raft, group, membership });
     }
 }
 
@@ -52,8 +55,12 @@ impl PeerHandler for PeerDesk {
                 let answer = self.forming.handle(&request);
                 Box::pin(std::future::ready(answer))
             }
+            (Some(&ECHO), _) => Box::pin(std::future::ready(neighbours::echo(&request))),
             (Some(&GROUP), Some(running)) => Box::pin(std::future::ready(running.group.handle(&request))),
-            (Some(&TRANSFER), Some(running)) => Box::pin(async move { running.transfers.handle(&request).await }),
+            (Some(&TRANSFER), Some(running)) => {
+                Box::pin(async move { running.membership.transfers.handle(&request).await })
+            }
+            (Some(&MEMBERSHIP), Some(running)) => Box::pin(async move { running.membership.handle(&request).await }),
             (Some(_), Some(running)) => running.raft.handle(channel, request),
             _ => Box::pin(std::future::ready(None)),
         }

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Node;
@@ -15,6 +17,7 @@ use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
 use super::group::GroupDesk;
 use super::leader_transfer::Transfers;
+use super::membership::{self, Join, MemberPolicy, Membership, Removal, follow_own_entry, keep, watch_removal};
 use super::peer_desk::PeerDesk;
 use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
@@ -28,10 +31,29 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Its name and addresses, as others see them.
     pub member: Member,
-    /// The first members; `None` where the directory must have an identity already.
-    pub first_members: Option<FirstMembers>,
+    /// Where its identity comes from, if its directory has none yet.
+    pub origin: Origin,
+    /// What it does about the members when it leads.
+    pub policy: MemberPolicy,
     /// Consensus and state.
     pub raft: RaftConfig,
+}
+
+/// Where the identity of a node comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From its directory; a node without one can't start.
+    Directory,
+    /// From the cluster that these first members form, this one among them.
+    FirstMembers(FirstMembers),
+    /// From the cluster that it joins.
+    Join(Join),
+}
+
+impl Origin {
+    fn first_members(&self) -> Option<&FirstMembers> {
+        if let Self::FirstMembers(first) = self { Some(first) } else { None }
+    }
 }
 
 /// Why a node can't start.
@@ -41,7 +63,7 @@ pub enum StartError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// There is nothing to start from.
-    #[error("{0} has no identity, and no first members were named; give --initial-cluster")]
+    #[error("{0} has no identity; give --initial-cluster to form a cluster, or --join to join one")]
     NoIdentity(PathBuf),
     /// The cluster can't be formed.
     #[error(transparent)]
@@ -60,11 +82,12 @@ impl Node {
     pub fn open(config: &NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         let directory = Arc::new(Directory::open(&config.data_dir)?);
         let identity = directory.identity(&config.member.name)?;
-        if identity.is_none() && config.first_members.is_none() {
+        if identity.is_none() && config.origin == Origin::Directory {
             return Err(StartError::NoIdentity(config.data_dir.clone()));
         }
         let member = config.member.clone();
-        let desk = Arc::new(FormingDesk::new(member.clone(), config.first_members.clone(), directory, identity));
+        let desk =
+            Arc::new(FormingDesk::new(member.clone(), config.origin.first_members().cloned(), directory, identity));
         let inner = super::Inner {
             member,
             timers: config.raft.timers,
@@ -73,7 +96,11 @@ impl Node {
             transport,
             fatal: Fatal::default(),
             raft: OnceLock::new(),
+            membership: OnceLock::new(),
+            removal: Removal::default(),
             background: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            syncs: super::neighbours::Syncs::default(),
             group: super::group::LastView::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -88,9 +115,15 @@ impl Node {
         let transport = self.0.transport.clone();
         let mut first = None;
         if self.0.desk.identity().is_none() {
-            let members = config.first_members.as_ref();
-            let members = members.ok_or_else(|| StartError::NoIdentity(config.data_dir.clone()))?;
-            first = self.form(&transport, members).await?.members;
+            first = match &config.origin {
+                Origin::Directory => return Err(StartError::NoIdentity(config.data_dir.clone())),
+                Origin::FirstMembers(members) => self.form(&transport, members).await?.members,
+                Origin::Join(join) => {
+                    tracing::info!(addresses = join.addresses.join(","), "asking to be taken in");
+                    membership::join(&self.0.desk, &transport, join).await?;
+                    None
+                }
+            };
         }
         let identity = self.settle_log(config).await?;
         let zone = config.member.zone.clone();
@@ -109,10 +142,23 @@ impl Node {
             transport: self.0.transport.clone(),
             timers: config.raft.timers,
         };
-        self.0.peer_desk.open(raft.handler(), group, transfers);
+        let membership = self.0.membership.get_or_init(|| Membership::new(transfers));
+        self.0.peer_desk.open(raft.handler(), group, membership.clone());
         if !initialized {
-            self.initialize(&transport, config.first_members.as_ref(), first, &identity, raft).await?;
+            self.initialize(&transport, &config.origin, first, &identity, raft).await?;
         }
+        match &config.origin {
+            Origin::Join(join) => self.go_on_joining(&transport, join, raft),
+            Origin::Directory if !initialized => tracing::warn!(
+                "this node has an identity, but no entry of the log yet; if nobody takes it in, start it with --join"
+            ),
+            Origin::Directory | Origin::FirstMembers(_) => {}
+        }
+        let (background, stopping) = (&self.0.background, &self.0.stopping);
+        background.spawn(keep(membership.clone(), config.policy.clone(), stopping.clone()));
+        background.spawn(follow_own_entry(raft.clone(), self.0.desk.clone(), stopping.clone()));
+        background.spawn(watch_removal(membership.clone(), self.0.removal.clone(), stopping.clone()));
+        self.watch_neighbours(raft);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }
@@ -135,17 +181,35 @@ impl Node {
         Ok(formed)
     }
 
+    /// Asks on until it is known to be a member: the order that gave it an identity may not have come to its end.
+    fn go_on_joining(&self, transport: &Arc<dyn Transport>, join: &Join, raft: &RaftNode) {
+        let (desk, transport, join, raft) = (self.0.desk.clone(), transport.clone(), join.clone(), raft.clone());
+        let (removal, stopping) = (self.0.removal.clone(), self.0.stopping.clone());
+        let is_done = move || raft.committed_roster().members.contains_key(&raft.id()) || removal.get().is_some();
+        self.0.background.spawn(async move {
+            let asking = async {
+                while !is_done() {
+                    if let Err(error) = membership::join(&desk, &transport, &join).await {
+                        tracing::error!(%error, "this node has an identity, but is not taken in");
+                    }
+                    tokio::time::sleep(JOIN_PAUSE).await;
+                }
+            };
+            stopping.run_until_cancelled(asking).await;
+        });
+    }
+
     /// The coordinator's last step: the first membership. Repeated after a crash, with the same members.
     async fn initialize(
         &self,
         transport: &Arc<dyn Transport>,
-        first_members: Option<&FirstMembers>,
+        origin: &Origin,
         known: Option<BTreeMap<NodeId, Member>>,
         identity: &Identity,
         raft: &RaftNode,
     ) -> Result<(), StartError> {
-        let coordinates = first_members.is_some_and(|first| first.keys().next() == Some(&identity.name));
-        if let (true, Some(first_members)) = (coordinates, first_members) {
+        let first_members = origin.first_members().filter(|first| first.keys().next() == Some(&identity.name));
+        if let Some(first_members) = first_members {
             let members = match known {
                 Some(members) => Some(members),
                 None => self.form(transport, first_members).await?.members,
@@ -164,6 +228,9 @@ impl Node {
     }
 }
 
+/// Pause before a node with an identity asks again to be taken in.
+const JOIN_PAUSE: Duration = Duration::from_secs(5);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +246,8 @@ mod tests {
         let config = NodeConfig {
             data_dir: dir.path().to_owned(),
             member,
-            first_members: Some(BTreeMap::from([("n1".into(), "127.0.0.1:1".into())])),
+            origin: Origin::FirstMembers(BTreeMap::from([("n1".into(), "127.0.0.1:1".into())])),
+            policy: MemberPolicy::default(),
             raft: RaftConfig {
                 data_dir: dir.path().to_owned(),
                 timers: Timers::default(),

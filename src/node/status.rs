@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Node;
+use super::neighbours::Neighbour;
+use crate::clock;
 use crate::raft::SnapshotHandle;
 use crate::raft::{RaftRole, RaftStatus};
-use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term};
+use crate::types::{ClusterId, LogIndex, LogPosition, Member, NodeId, Revision, Term, WallTime};
 
 /// The part a member plays at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub enum Role {
     Starting,
     /// Stopped.
     Shutdown,
+    /// Taken out of the group.
+    Removed,
 }
 
 /// One node's view of itself.
@@ -64,6 +68,14 @@ pub struct NodeStatus {
     pub readiness: Result<(), String>,
     /// The timers in force, in milliseconds: heartbeat, least and greatest election timeout.
     pub timers_ms: (u64, u64, u64),
+    /// The round-trip time that they were made for, in milliseconds.
+    pub timers_rtt_ms: u64,
+    /// The other members, and how far away they are.
+    pub neighbours: Vec<Neighbour>,
+    /// How long one sync of the log takes, of late.
+    pub sync_time: Option<Duration>,
+    /// The wall clock here.
+    pub wall: WallTime,
 }
 
 /// Sizes in bytes.
@@ -120,6 +132,8 @@ pub struct MemberStatus {
     pub lag_entries: Option<u64>,
     /// Round-trip time of calls to it, in milliseconds; `None` where there are none.
     pub rtt_ms: Option<f64>,
+    /// The version of its program; `None` where it did not answer.
+    pub version: Option<String>,
 }
 
 /// A snapshot of this moment.
@@ -162,18 +176,28 @@ impl Node {
             sizes: Sizes::default(),
             readiness: Ok(()),
             timers_ms: (ms(timers.heartbeat), ms(timers.election_min), ms(timers.election_max)),
+            timers_rtt_ms: ms(timers.rtt),
+            neighbours: self.neighbours(),
+            sync_time: self.sync_time(),
+            wall: clock::wall(),
         };
-        let raft = match self.raft() {
-            Ok(raft) => raft,
-            Err(reason) => return NodeStatus { readiness: Err(reason), ..status },
+        let raft = match (self.0.raft.get(), self.raft()) {
+            // One that was taken out still has what it had.
+            (Some(raft), _) | (None, Ok(raft)) => raft,
+            (None, Err(reason)) => return NodeStatus { readiness: Err(reason), ..status },
         };
         let of_raft = raft.status();
+        // As the group has it; what this process was started with may be older.
+        if let Some(member) = raft.roster().members.remove(&status.id) {
+            status.member = member;
+        }
         let index = |position: Option<LogPosition>| position.map(|position| position.index);
         let reader = raft.reader();
         let applied = reader.applied();
         status.role = match role(&of_raft) {
             // Without a quorum it leads nobody, whatever Raft calls it until it hears of the next leader.
             Role::Leader if !raft.leads() => Role::Follower,
+            _ if self.0.removal.get().is_some() => Role::Removed,
             role => role,
         };
         status.leader = self.leader();
@@ -200,6 +224,9 @@ impl Node {
     fn believed_ready(&self, status: &NodeStatus, raft: &RaftStatus) -> Result<(), String> {
         if let Some(reason) = self.0.fatal.reason() {
             return Err(reason);
+        }
+        if let Some(reason) = self.0.removal.get() {
+            return Err(reason.clone());
         }
         if status.leader.is_none() && raft.role() == RaftRole::Leader {
             return Err("it can't reach a quorum, and leads no more".into());

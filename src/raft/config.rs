@@ -27,6 +27,8 @@ pub const RTT_MAX: Duration = Duration::from_secs(2);
 /// Heartbeat interval and election timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timers {
+    /// The round-trip time that they were made for.
+    pub rtt: Duration,
     /// How often the leader sends heartbeats when nothing else is sent.
     pub heartbeat: Duration,
     /// The least time without a leader after which a follower campaigns.
@@ -41,7 +43,7 @@ impl Timers {
     pub fn for_rtt(rtt: Duration) -> Self {
         let rtt = rtt.clamp(LAN_RTT, RTT_MAX);
         let election_min = (rtt * ELECTION_PER_RTT).max(ELECTION_MIN);
-        Self { heartbeat: (rtt * 3).max(HEARTBEAT_MIN), election_min, election_max: election_min * 2 }
+        Self { rtt, heartbeat: (rtt * 3).max(HEARTBEAT_MIN), election_min, election_max: election_min * 2 }
     }
 }
 
@@ -54,6 +56,20 @@ impl Timers {
     #[must_use]
     pub fn leader_silence(&self) -> Duration {
         self.election_max * SILENCE_ELECTIONS
+    }
+
+    /// The greatest round-trip time for which they are long enough: a quarter more than they are made for, because what is
+    /// measured has the members' work in it.
+    #[must_use]
+    pub fn rtt_max(&self) -> Duration {
+        self.election_min / ELECTION_PER_RTT * 5 / 4
+    }
+
+    /// Whether members are so far from each other that time passes on the way rather than at its ends: then more is sent
+    /// while answers are awaited, which on a local network only costs.
+    #[must_use]
+    pub fn far(&self) -> bool {
+        self.rtt > LAN_RTT
     }
 }
 
@@ -95,7 +111,7 @@ impl RaftConfig {
     /// openraft's own check of the relations, which hold for every [`Timers`].
     pub(super) fn openraft(&self) -> Result<openraft::Config, openraft::ConfigError> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let Timers { heartbeat, election_min, election_max } = self.timers;
+        let Timers { heartbeat, election_min, election_max, .. } = self.timers;
         openraft::Config {
             cluster_name: "quorate".into(),
             heartbeat_interval: ms(heartbeat),
@@ -139,6 +155,7 @@ mod tests {
             let timers = Timers::for_rtt(Duration::from_millis(ms));
             assert!(timers.heartbeat * 3 <= timers.election_min * 2, "{timers:?}");
             assert!(timers.election_min < timers.election_max);
+            assert!(timers.rtt_max() >= timers.rtt && timers.far() == (ms > 10), "{timers:?}");
         }
     }
 }

@@ -18,6 +18,7 @@ use openraft::{Instant as _, RaftMetrics};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::membership_change::Roster;
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
 use crate::types::{Member, NodeId, Term};
@@ -96,20 +97,22 @@ impl Leadership {
     ) {
         let mut changes = self.subscribe();
         let mut found = 0;
-        // The term in which this node leads, and since when.
-        let mut led = None;
+        let mut unconfirmed = None;
         loop {
             let news = tokio::time::timeout(pause, changes.changed());
             let Some(news) = shutdown.run_until_cancelled(news).await else { return };
             // A change can only end it: it is counted as often as it was looked for.
             let looked = u32::from(news.is_err());
             let hands_over = self.since(&self.handed_ms).is_some_and(|begun| begun < lease * HAND_OVER_LEASES);
-            let overdue = {
-                let metrics = raft.borrow_watched();
-                let leads = metrics.state.is_leader().then_some(metrics.current_term);
-                led = leads.map(|term| led.filter(|(of, _)| *of == term).unwrap_or_else(|| (term, clock::now())));
-                !hands_over && is_overdue(&metrics, led.map(|(_, since)| since.elapsed()), lease)
+            let age = match confirmed_age(&raft.borrow_watched()) {
+                // Elected, and nobody has answered since.
+                Some(None) => Some(unconfirmed.get_or_insert_with(clock::now).elapsed()),
+                known => {
+                    unconfirmed = None;
+                    known.flatten()
+                }
             };
+            let overdue = !hands_over && age.is_some_and(|age| age > lease);
             found = if overdue { found + looked } else { 0 };
             let lost = found >= LOST_LOOKS;
             if self.lost.send_if_modified(|before| std::mem::replace(before, lost) != lost) && lost {
@@ -180,6 +183,18 @@ impl Leadership {
         self.me
     }
 
+    /// The members, as the newest entry has them that this node knows to be committed.
+    pub(super) fn committed_roster(&self) -> Roster {
+        let metrics = self.metrics.borrow_watched();
+        Roster::of(&metrics.committed_membership_config, &metrics.committed_membership_config)
+    }
+
+    /// The members, as the newest entry has them that this node has.
+    pub(super) fn roster(&self) -> Roster {
+        let metrics = self.metrics.borrow_watched();
+        Roster::of(&metrics.membership_config, &metrics.committed_membership_config)
+    }
+
     /// The current term.
     pub(super) fn term(&self) -> Term {
         self.metrics.borrow_watched().vote.leader_id.term
@@ -194,12 +209,20 @@ impl Leadership {
     }
 }
 
-/// Whether this is a leader of others that no quorum has confirmed for so long; none ever has of one that was cut off as
-/// soon as it was elected.
-fn is_overdue(metrics: &RaftMetrics<TypeConfig>, led_for: Option<Duration>, lease: Duration) -> bool {
-    let alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
-    let confirmed = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
-    !alone && led_for.is_some_and(|led_for| confirmed.unwrap_or(led_for) > lease)
+/// How long ago a quorum has confirmed this leader of others, `Some(None)` if none ever has; `None` if it is no such leader.
+fn confirmed_age(metrics: &RaftMetrics<TypeConfig>) -> Option<Option<Duration>> {
+    leads_others(metrics).then(|| metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()))
+}
+
+fn leads_others(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    let alone = || metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
+    metrics.state.is_leader() && !alone()
+}
+
+/// Whether this is a leader of others that a quorum has confirmed once, but not for so long.
+pub(super) fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
+    // The time first: this is asked for each append.
+    metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > lease) && leads_others(metrics)
 }
 
 impl Leader {
@@ -216,11 +239,11 @@ impl Leader {
 }
 
 /// Waits for news of the leadership (and a few other things that change as rarely).
-pub(super) struct LeadershipChanges(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
+pub struct LeadershipChanges(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
 
 impl LeadershipChanges {
     /// Waits for the next change; for ever once Raft has stopped.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }

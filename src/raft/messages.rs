@@ -95,6 +95,8 @@ pub(super) enum Request {
         /// How long the leader may take, in milliseconds.
         timeout_ms: u64,
     },
+    /// Ask a member whom it follows, to prove that nobody else leads.
+    Standing,
 }
 
 /// What a snapshot transfer is about.
@@ -146,6 +148,21 @@ pub(super) enum Response {
     Forward(Result<Vec<Option<Outcome>>, ForwardRefusal>),
     /// The addressee could not act on the message.
     Refused(String),
+    /// To [`Request::Standing`].
+    Standing(Standing),
+}
+
+/// Where a member stood at one moment, between the request and its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Standing {
+    /// Whom it has voted for or follows.
+    pub(super) vote: Vote,
+    /// Whether it is that leader itself.
+    pub(super) leads: bool,
+    /// The last entry that it knew to be committed.
+    pub(super) committed: Option<LogId>,
+    /// The entry that set the members it goes by.
+    pub(super) membership: Option<LogId>,
 }
 
 /// Why there is no read index.
@@ -357,6 +374,7 @@ mod tests {
             peer_addr: "h1:7481".into(),
             client_url: "http://h1:7480".into(),
             zone: "dc1".into(),
+            ..Member::default()
         };
         let membership = Membership::from(std::collections::BTreeMap::from([(NodeId::new(1), member)]));
         let payloads = [
@@ -391,6 +409,7 @@ mod tests {
             ("snapshot_end", Request::SnapshotEnd(offer)),
             ("read_index", Request::ReadIndex { timeout_ms: 5 }),
             ("forward", Request::Forward { commands: Bytes::from("commands"), timeout_ms: 300 }),
+            ("ask_standing", Request::Standing),
         ]
     }
 
@@ -399,6 +418,8 @@ mod tests {
         let granted = VoteResponse { vote: vote(), vote_granted: true, last_log_id: Some(log_id(9)) };
         let outcome = Err(Rejection::ReplyTooLarge { limit_bytes: 8 });
         let other = Some(NodeId::new(2));
+        let standing =
+            Standing { vote: vote(), leads: true, committed: Some(log_id(300)), membership: Some(log_id(8)) };
         vec![
             ("appended", Response::Append(AppendEntriesResponse::Success)),
             ("appended_in_part", Response::Append(AppendEntriesResponse::PartialSuccess(Some(log_id(9))))),
@@ -417,6 +438,7 @@ mod tests {
             ("forward_not_proposed", Response::Forward(Err(ForwardRefusal::NotProposed("why".into())))),
             ("forward_unknown", Response::Forward(Err(ForwardRefusal::Unknown("why".into())))),
             ("refused", Response::Refused("why".into())),
+            ("standing", Response::Standing(standing)),
         ]
     }
 

@@ -4,6 +4,7 @@
 //! Guarantees: nothing is acknowledged before a quorum has it on disk; purged ≤ verified snapshot ≤ applied ≤ committed ≤
 //! last log; an outcome nobody knows is never called a failure. Leaves out: clients and their deadlines (`node`, `api`).
 
+mod address_book;
 mod background;
 mod checkpoint;
 mod config;
@@ -14,11 +15,13 @@ mod leadership;
 mod log_store;
 mod maintenance;
 mod membership;
+mod membership_change;
 mod messages;
 mod metrics;
 mod network;
 mod packing;
 mod payload;
+mod pipeline;
 mod proposer;
 mod raft_node;
 mod read_barrier;
@@ -27,15 +30,17 @@ mod retention;
 mod server;
 mod snapshot_store;
 mod snapshot_transfer;
+mod standing;
 mod state_store;
 pub mod types;
 
 pub use config::{RTT_MAX, RaftConfig, Timers};
 pub use fatal::Fatal;
 pub use leader_transfer::MoveError;
-pub use leadership::Leader;
+pub use leadership::{Leader, LeadershipChanges};
 pub use log_store::{LogConfig, LogError, LogStore};
 pub use membership::MembershipError;
+pub use membership_change::{ChangeError, Roster};
 pub use proposer::ProposeError;
 pub use raft_node::{OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
 pub use read_barrier::BarrierError;

@@ -5,25 +5,34 @@
 //! their way to another zone, and only there. Leaves out: what the peer does (`server`) and how a snapshot is cut into parts
 //! (`snapshot_transfer`).
 
+use std::borrow::Cow;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::Stream;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::base::BoxFuture;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{AnyError, RaftMetrics, RaftNetworkFactory, RaftNetworkV2};
 
+use super::address_book::AddressBook;
+use super::leadership::is_overdue;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
 use super::packing::Packer;
+use super::pipeline;
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer::{self, Outgoing};
 use super::types::{Snapshot, TypeConfig, Vote};
-use crate::clock;
-use crate::transport::{CallError, Channel, Transport};
+use crate::clock::{self, Instant};
+use crate::transport::{CallError, Channel, Pipe, Transport};
 use crate::types::{ClusterId, Member, NodeId};
 
 /// An append may wait for a slow disk on the other side: it gets at least this long, whatever the heartbeat interval.
@@ -35,6 +44,8 @@ pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) cluster: ClusterId,
     pub(super) me: NodeId,
+    /// Where members are now: openraft keeps calling a member as it was when the call's client was made.
+    pub(super) book: AddressBook,
     /// The data centre of this node; empty if none was named.
     pub(super) zone: Arc<str>,
     pub(super) packer: Packer,
@@ -51,21 +62,31 @@ impl Peers {
         timeout: Duration,
     ) -> Result<Response, PeerError> {
         let deadline = clock::now() + timeout;
+        let bytes = self.encode(to, member, request).await?;
+        understand(&self.transport.call(&member.peer_addr, channel, bytes, deadline).await?)
+    }
+
+    /// The bytes of a request to a member, packed where that is worth it.
+    async fn encode(&self, to: NodeId, member: &Member, request: &Request) -> Result<Bytes, PeerError> {
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
-        let mut bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
+        let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
         if matches!(request, Request::Append(_) | Request::Forward { .. }) && self.is_far(member) {
-            bytes = self.packer.pack(bytes).await;
+            return Ok(self.packer.pack(bytes).await);
         }
-        let answer = self.transport.call(&member.peer_addr, channel, bytes, deadline).await?;
-        match decode_response(&answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
-            Response::Refused(reason) => Err(PeerError::Refused(reason)),
-            response => Ok(response),
-        }
+        Ok(bytes)
     }
 
     /// Whether a member stands in another data centre: there a byte costs more than the time to save it.
     fn is_far(&self, member: &Member) -> bool {
         !self.zone.is_empty() && !member.zone.is_empty() && *self.zone != *member.zone
+    }
+}
+
+/// What a member answers.
+pub(super) fn understand(answer: &[u8]) -> Result<Response, PeerError> {
+    match decode_response(answer).map_err(|error| PeerError::NotUnderstood(error.to_string()))? {
+        Response::Refused(reason) => Err(PeerError::Refused(reason)),
+        response => Ok(response),
     }
 }
 
@@ -109,22 +130,53 @@ impl From<PeerError> for RPCError<TypeConfig> {
 pub(super) struct NetworkFactory {
     pub(super) peers: Peers,
     pub(super) outgoing: Arc<Outgoing>,
+    /// Whether appends are sent ahead of the answers to those before.
+    pub(super) pipelined: bool,
+    pub(super) quorum: Quorum,
+}
+
+/// Whether a quorum answers this leader. Clones share it.
+///
+/// A leader that hears nobody is still heard. openraft then stops its heartbeats for a while, so that its followers elect
+/// another one; but it goes on repeating entries that nobody confirms, and each of them would put the election off.
+#[derive(Clone)]
+pub(super) struct Quorum {
+    metrics: Arc<OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>>,
+    lease: Duration,
+}
+
+impl Quorum {
+    /// It counts as lost when nobody has confirmed the leadership for as long as `lease`.
+    pub(super) fn new(lease: Duration) -> Self {
+        Self { metrics: Arc::default(), lease }
+    }
+
+    /// Where it is looked up, once Raft runs.
+    pub(super) fn watch(&self, metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>) {
+        // Set once: Raft is started once.
+        let _ = self.metrics.set(metrics);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.metrics.get().is_some_and(|metrics| is_overdue(&metrics.borrow_watched(), self.lease))
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        let (peers, outgoing) = (self.peers.clone(), Arc::clone(&self.outgoing));
-        PeerClient { peers, target, member: member.clone(), channel: Channel::Append, outgoing }
+        let (peers, member, outgoing) = (self.peers.clone(), member.clone(), Arc::clone(&self.outgoing));
+        let (pipelined, quorum) = (self.pipelined, self.quorum.clone());
+        PeerClient { peers, target, member, channel: Channel::Append, outgoing, pipelined, quorum }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { channel: Channel::Heartbeat, ..self.new_client(target, member).await }
+        PeerClient { channel: Channel::Heartbeat, pipelined: false, ..self.new_client(target, member).await }
     }
 
     async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        PeerClient { channel: Channel::Snapshot, ..self.new_client(target, member).await }
+        PeerClient { channel: Channel::Snapshot, pipelined: false, ..self.new_client(target, member).await }
     }
 }
 
@@ -132,19 +184,29 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(super) struct PeerClient {
     peers: Peers,
     target: NodeId,
+    /// As it was when this client was made.
     member: Member,
     channel: Channel,
     outgoing: Arc<Outgoing>,
+    pipelined: bool,
+    quorum: Quorum,
 }
 
 impl PeerClient {
-    pub(super) async fn call(
-        &self,
-        channel: Channel,
-        request: &Request,
-        timeout: Duration,
-    ) -> Result<Response, PeerError> {
-        self.peers.call(self.target, &self.member, channel, request, timeout).await
+    /// Whether appends may be sent now. Heartbeats have their own rule in openraft.
+    pub(super) fn may_append(&self) -> Result<(), PeerError> {
+        if self.channel == Channel::Append && self.quorum.is_lost() {
+            return Err(PeerError::Refused("not sent: no quorum answers, and others are to be elected".into()));
+        }
+        Ok(())
+    }
+
+    /// How long an append may take.
+    pub(super) fn append_timeout(&self, option: &RPCOption) -> Duration {
+        match self.channel {
+            Channel::Heartbeat => option.hard_ttl(),
+            _ => option.hard_ttl().max(APPEND_TIMEOUT_MIN),
+        }
     }
 
     /// Who is called.
@@ -154,7 +216,36 @@ impl PeerClient {
 
     /// The round-trip time to it, where it is known.
     pub(super) fn rtt(&self) -> Option<Duration> {
-        self.peers.transport.rtt(&self.member.peer_addr)
+        self.peers.transport.rtt(&self.member().peer_addr)
+    }
+
+    /// The member, where it is now.
+    fn member(&self) -> Cow<'_, Member> {
+        match self.peers.book.address(self.target) {
+            Some(moved) if moved != self.member.peer_addr => {
+                Cow::Owned(Member { peer_addr: moved, ..self.member.clone() })
+            }
+            _ => Cow::Borrowed(&self.member),
+        }
+    }
+
+    /// The bytes of a request to this member, packed where that is worth it.
+    pub(super) async fn encode(&self, request: &Request) -> Result<Bytes, PeerError> {
+        self.peers.encode(self.target, &self.member, request).await
+    }
+
+    /// A way to send appends ahead of the answers to those before.
+    pub(super) async fn pipe(&self, deadline: Instant) -> Result<Box<dyn Pipe>, PeerError> {
+        Ok(self.peers.transport.pipe(&self.member().peer_addr, self.channel, deadline).await?)
+    }
+
+    pub(super) async fn call(
+        &self,
+        channel: Channel,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, PeerError> {
+        self.peers.call(self.target, &self.member(), channel, request, timeout).await
     }
 
     async fn ask_for_vote(
@@ -173,6 +264,9 @@ pub(super) fn unexpected(response: &Response) -> PeerError {
     PeerError::Refused(format!("unexpected answer: {response:?}"))
 }
 
+/// What openraft takes for a stream of answers, once there is one.
+type BoxedAnswers<'s> = BoxFuture<'s, Result<pipeline::Answers<'s>, RPCError<TypeConfig>>>;
+
 impl RaftNetworkV2<TypeConfig> for PeerClient {
     type SnapshotData = SnapshotHandle;
 
@@ -181,14 +275,22 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let timeout = match self.channel {
-            Channel::Heartbeat => option.hard_ttl(),
-            _ => option.hard_ttl().max(APPEND_TIMEOUT_MIN),
-        };
+        self.may_append()?;
+        let timeout = self.append_timeout(&option);
         match self.call(self.channel, &Request::Append(rpc), timeout).await? {
             Response::Append(response) => Ok(response),
             other => Err(unexpected(&other).into()),
         }
+    }
+
+    fn stream_append<'s, S>(&'s mut self, input: S, option: RPCOption) -> BoxedAnswers<'s>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        if self.pipelined {
+            return Box::pin(std::future::ready(Ok(pipeline::append(self, input, &option))));
+        }
+        stream_append_sequential(self, input, option)
     }
 
     async fn vote(
@@ -241,13 +343,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use parking_lot::Mutex;
 
     use super::super::messages::{Form, encode_response, form, head};
     use super::*;
-    use crate::clock::Instant;
-    use crate::transport::BoxFuture;
 
     /// Gives the same answer to everything, and keeps what was asked last.
     struct Answers {
@@ -272,7 +371,8 @@ mod tests {
         let transport = Arc::new(Answers { answer, asked: Mutex::default() });
         let packer = Packer::default();
         let (cluster, me) = (ClusterId::new(1), NodeId::new(1));
-        (Peers { transport: transport.clone(), cluster, me, zone: zone.into(), packer }, transport)
+        let book = AddressBook::default();
+        (Peers { transport: transport.clone(), cluster, me, book, zone: zone.into(), packer }, transport)
     }
 
     fn member(zone: &str) -> Member {

@@ -4,7 +4,7 @@
 //! anything doubtful; every call is bounded by a deadline; stopping ends every task it started. Leaves out: clients,
 //! identity and the forming of a cluster (`node`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +16,17 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::address_book::AddressBook;
 use super::config::{RaftConfig, Timers};
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
 use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
-use super::leadership::{Leader, Leadership};
+use super::leadership::{Leader, Leadership, LeadershipChanges};
 use super::log_store::{LogError, LogStore};
 use super::maintenance::Maintenance;
+use super::membership_change::{self, ChangeError, Roster};
 use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
-use super::network::{NetworkFactory, Peers};
+use super::network::{NetworkFactory, Peers, Quorum};
 use super::packing::{Packer, PackingMetrics, Unpacker};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
@@ -117,17 +119,17 @@ impl RaftNode {
 
         let (holds, moved) = (LogHolds::default(), metrics.register(SnapshotTransferMetrics::register));
         let network = network(config, identity, &holds, &moved, metrics);
-        let peers = network.peers.clone();
+        let (peers, book) = (network.peers.clone(), network.peers.book.clone());
         let raft = start_openraft(config, network, log.clone(), store).await?;
 
-        let shutdown = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
         let proposer_metrics = metrics.register(ProposerMetrics::register);
+        let (timers, stop) = (config.timers, shutdown.clone());
+        let pace = (timers, log.metrics().flush_time.clone());
         let (proposer, proposer_loop) =
-            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), proposer_metrics, shutdown.clone());
-        let timeout = config.timers.election_max;
-        let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timeout };
+            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), pace, proposer_metrics, stop);
+        let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timers };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
         let server = Arc::new(PeerServer {
             cluster,
@@ -159,7 +161,7 @@ impl RaftNode {
         tasks.spawn(proposer_loop.run());
         tasks.spawn(barrier_loop.run());
         maintenance.spawn(&tasks, &shutdown);
-        watch_leadership(&leadership, &raft, config.timers, &tasks, &shutdown);
+        watch_leadership(&leadership, &raft, timers, &book, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
             raft,
@@ -283,6 +285,53 @@ impl RaftNode {
         self.0.mover.transfer(to, deadline).await
     }
 
+    /// The members, as the newest entry has them that this node has.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.0.leadership.roster()
+    }
+
+    /// The members, as the newest entry has them that this node knows to be committed.
+    #[must_use]
+    pub fn committed_roster(&self) -> Roster {
+        self.0.leadership.committed_roster()
+    }
+
+    /// Awaits changes of the leadership and of [`Self::roster`] from now on.
+    #[must_use]
+    pub fn changes(&self) -> LeadershipChanges {
+        self.0.leadership.subscribe()
+    }
+
+    /// Makes `members` the members and `voters` the voters, if this node leads and the members still are those of the
+    /// entry at `seen`. Returns when that is committed, no later than at `deadline`.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; only [`ChangeError::Unknown`] leaves open whether it comes about.
+    pub async fn change_members(
+        &self,
+        seen: Option<LogPosition>,
+        members: BTreeMap<NodeId, Member>,
+        voters: BTreeSet<NodeId>,
+        deadline: Instant,
+    ) -> Result<(), ChangeError> {
+        membership_change::change(&self.0.raft, &self.0.tasks, seen, members, voters, deadline).await
+    }
+
+    /// Writes an entry without content and returns its index once it is committed: a number that nobody else in this
+    /// cluster ever gets.
+    ///
+    /// # Errors
+    /// [`ChangeError`], all but `Unknown`.
+    pub async fn fresh_index(&self, deadline: Instant) -> Result<u64, ChangeError> {
+        membership_change::fresh_index(&self.0.raft, deadline).await
+    }
+
+    /// From now on this node does not ask for votes any more.
+    pub fn stop_campaigning(&self) {
+        self.0.raft.runtime_config().elect(false);
+    }
+
     /// Returns once no command that another member has forwarded is worked on here.
     pub async fn forwarded_done(&self) {
         self.0.server.forwarded.wait().await;
@@ -298,6 +347,12 @@ impl RaftNode {
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.0.log.size_on_disk()
+    }
+
+    /// How many times the log was brought to disk in this life, and how long that took together.
+    #[must_use]
+    pub fn syncs(&self) -> (u64, Duration) {
+        self.0.log.syncs()
     }
 
     /// Bytes of the snapshot files on disk.
@@ -371,7 +426,7 @@ async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
     Ok(opening.await.map_err(io::Error::other)??)
 }
 
-/// Opens the state, or rebuilds it from snapshot and log.
+/// Opens the state, or rebuilds it from the newest snapshot and the log.
 async fn open_state(
     config: &RaftConfig,
     cluster: ClusterId,
@@ -396,8 +451,11 @@ fn network(
 ) -> NetworkFactory {
     let RaftIdentity { cluster, me, zone, transport } = identity;
     let packer = Packer::new(metrics.register(PackingMetrics::register));
-    let outgoing = Outgoing::new(config.catchup_bytes_per_second, holds.clone(), moved.clone());
-    NetworkFactory { peers: Peers { transport, cluster, me, zone: zone.into(), packer }, outgoing: Arc::new(outgoing) }
+    let outgoing = Arc::new(Outgoing::new(config.catchup_bytes_per_second, holds.clone(), moved.clone()));
+    let pipelined = config.timers.far() && transport.has_pipes();
+    let quorum = Quorum::new(config.timers.election_max);
+    let peers = Peers { transport, cluster, me, book: AddressBook::default(), zone: zone.into(), packer };
+    NetworkFactory { peers, outgoing, pipelined, quorum }
 }
 
 async fn start_openraft(
@@ -407,18 +465,23 @@ async fn start_openraft(
     store: StateStore,
 ) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
+    let quorum = network.quorum.clone();
     let raft = openraft::Raft::new(network.peers.me, raft_config, network, log, store);
-    raft.await.map_err(|error| OpenError::Raft(error.to_string()))
+    let raft = raft.await.map_err(|error| OpenError::Raft(error.to_string()))?;
+    quorum.watch(raft.metrics());
+    Ok(raft)
 }
 
-/// Tells the log who leads, and finds out whether this node still has a quorum if it does.
+/// Tells the log who leads, finds out whether this node still has a quorum if it does, and keeps up where members are.
 fn watch_leadership(
     leadership: &Leadership,
     raft: &openraft::Raft<TypeConfig, StateStore>,
     timers: Timers,
+    book: &AddressBook,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
+    tasks.spawn(book.clone().follow(leadership.clone(), shutdown.clone()));
     tasks.spawn(leadership.clone().tell(timers.leader_silence(), shutdown.clone()));
     let Timers { heartbeat, election_max, .. } = timers;
     tasks.spawn(leadership.clone().watch_quorum(raft.metrics(), election_max, heartbeat, shutdown.clone()));

@@ -2,7 +2,9 @@
 //!
 //! The ReadIndex protocol (Ongaro's thesis §6.4): the leader notes its commit index, confirms with a quorum that it still
 //! leads, and the reader waits until it has applied that far. Barriers coalesce: while one round is on its way, everybody
-//! who arrives waits for the next one, which starts after all of them did. A follower asks the leader and reads locally.
+//! who arrives waits for the next one, which starts after all of them did. Where members are far from each other, the next one
+//! starts a part of a round trip later, before the last has ended. A follower asks the leader and reads locally; the
+//! confirmation it gathers itself, so that both take one round trip (`standing`), or leaves to the leader.
 //!
 //! Staleness is proven without comparing clocks: data applied up to a read index is at least as new as the moment the
 //! request for it was *sent*, on this node's own monotonic clock. Guarantees: a barrier was sent after it was asked for.
@@ -12,11 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openraft::LinearizerOption;
 use openraft::error::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::config::Timers;
 use super::leadership::{Leader, Leadership};
 use super::messages::{ReadIndexRefusal, Request, Response};
 use super::network::Peers;
@@ -31,6 +36,10 @@ const WAITING_MAX: usize = 65_536;
 
 /// Pause before another round where the last one failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Rounds that begin within a round trip, and the most on their way, where members are far from each other: a read waits for
+/// a 12th part of a round trip on average, and two connections to a member stay for what else goes there.
+const FAR_ROUNDS: u32 = 6;
 
 /// Why no barrier could be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -181,22 +190,39 @@ pub(super) struct ReadIndexSource {
     pub(super) raft: openraft::Raft<TypeConfig, StateStore>,
     pub(super) peers: Peers,
     pub(super) leadership: Leadership,
-    /// How long one round may take.
-    pub(super) timeout: Duration,
+    /// They tell how long one round may take, and how many go at once.
+    pub(super) timers: Timers,
 }
 
 impl ReadIndexSource {
+    /// How long one round may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timers.election_max
+    }
+
     /// A read index confirmed by a quorum after this call began.
     async fn obtain(&self) -> Result<LogIndex, BarrierError> {
+        let timeout = self.timeout();
         match self.leadership.leader() {
-            Leader::Me => self.as_leader(self.timeout).await.map_err(|refusal| match refusal {
-                ReadIndexRefusal::NotLeader(_) => BarrierError::NoLeader,
-                ReadIndexRefusal::NoQuorum => BarrierError::NoQuorum,
-            }),
+            Leader::Me => {
+                // openraft's own way has one question to a member under way at a time, heartbeats included.
+                if self.timers.far()
+                    && let Some(index) = self.witnessed(self.peers.me, None).await?
+                {
+                    return Ok(index);
+                }
+                self.as_leader(timeout).await.map_err(|refusal| match refusal {
+                    ReadIndexRefusal::NotLeader(_) => BarrierError::NoLeader,
+                    ReadIndexRefusal::NoQuorum => BarrierError::NoQuorum,
+                })
+            }
             Leader::Other(id, member) => {
-                let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+                if let Some(index) = self.witnessed(id, Some(&member)).await? {
+                    return Ok(index);
+                }
+                let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                 let request = Request::ReadIndex { timeout_ms };
-                let answer = self.peers.call(id, &member, Channel::Heartbeat, &request, self.timeout).await;
+                let answer = self.peers.call(id, &member, Channel::Heartbeat, &request, timeout).await;
                 match answer {
                     Ok(Response::ReadIndex(Ok(index))) => Ok(index),
                     Ok(Response::ReadIndex(Err(ReadIndexRefusal::NoQuorum))) => Err(BarrierError::NoQuorum),
@@ -234,18 +260,26 @@ impl BarrierLoop {
     pub(super) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         let work = async {
-            while let Some(first) = self.waiting.recv().await {
-                let mut readers = vec![first];
-                while let Ok(reader) = self.waiting.try_recv() {
-                    readers.push(reader);
-                }
-                let sent_at = clock::now();
-                // The source has its own, shorter limit; this one holds even where it does not come to look at it.
-                let obtained = tokio::time::timeout(self.source.timeout * 2, self.source.obtain()).await;
-                let round = obtained.unwrap_or(Err(BarrierError::NoQuorum)).map(|index| Barrier { index, sent_at });
-                for reader in readers {
-                    // A reader that has stopped waiting needs no answer.
-                    let _ = reader.send(round.clone());
+            let far = self.source.timers.far();
+            let (rounds_max, pause) =
+                if far { (FAR_ROUNDS as usize, self.source.timers.rtt / FAR_ROUNDS) } else { (1, Duration::ZERO) };
+            let mut rounds = FuturesUnordered::new();
+            let mut next_at = clock::now();
+            loop {
+                let rests = !rounds.is_empty() && clock::now() < next_at;
+                tokio::select! {
+                    biased;
+                    Some(()) = rounds.next() => {}
+                    () = tokio::time::sleep_until(next_at), if rests => {}
+                    first = self.waiting.recv(), if !rests && rounds.len() < rounds_max => {
+                        let Some(first) = first else { return };
+                        let mut readers = vec![first];
+                        while let Ok(reader) = self.waiting.try_recv() {
+                            readers.push(reader);
+                        }
+                        next_at = clock::now() + pause;
+                        rounds.push(round(&self.source, readers));
+                    }
                 }
             }
         };
@@ -253,5 +287,17 @@ impl BarrierLoop {
             () = work => {}
             () = shutdown.cancelled() => {}
         }
+    }
+}
+
+/// One round, for those that waited when it began.
+async fn round(source: &ReadIndexSource, readers: Vec<oneshot::Sender<Round>>) {
+    let sent_at = clock::now();
+    // The source has its own, shorter limit; this one holds even where it does not come to look at it.
+    let obtained = tokio::time::timeout(source.timeout() * 2, source.obtain()).await;
+    let round = obtained.unwrap_or(Err(BarrierError::NoQuorum)).map(|index| Barrier { index, sent_at });
+    for reader in readers {
+        // A reader that has stopped waiting needs no answer.
+        let _ = reader.send(round.clone());
     }
 }

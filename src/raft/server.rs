@@ -23,6 +23,7 @@ use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
 use super::snapshot_store::SnapshotStore;
 use super::snapshot_transfer::Receiver;
+use super::standing::standing;
 use super::state_store::{StateAccess, StateStore};
 use super::types::{Snapshot, TypeConfig};
 use crate::clock;
@@ -97,6 +98,10 @@ impl PeerServer {
             Request::ReadIndex { timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms).min(CALL_TIMEOUT_MAX);
                 Response::ReadIndex(self.read_index.as_leader(timeout).await)
+            }
+            Request::Standing => {
+                let (standing, _) = standing(&self.raft).await.map_err(io::Error::other)?;
+                Response::Standing(standing)
             }
             Request::Forward { commands, timeout_ms } => Response::Forward(self.propose(commands, timeout_ms).await),
         })

@@ -4,13 +4,15 @@
 //! waits behind a snapshot. Leaves out: what the bytes mean, who may call, and retries: those are `raft/`'s.
 //!
 //! [`tcp`] is the real one with [`listener`] as its other end; [`memory`] is a switchboard for tests and simulations. On
-//! the wire a connection is a hello each way, then frames: request, answer, request, answer.
+//! the wire a connection is a hello each way, then frames: request, answer, request, answer; a pipe sends requests ahead of
+//! the answers, which the other end works on one by one all the same.
 
 mod frames;
 mod hello;
 pub mod listener;
 pub mod memory;
 pub mod metrics;
+mod pipe;
 pub mod tcp;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,7 @@ use crate::clock::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Channel {
-    /// Heartbeats and read-index requests: small, urgent.
+    /// Heartbeats, questions before reads, echoes: small, urgent. Their round trips are measured.
     Heartbeat = 1,
     /// Log replication.
     Append = 2,
@@ -110,6 +112,17 @@ pub enum CallError {
 /// A boxed future, so that the traits here can be used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Requests on one connection, one behind the other without waiting for answers, which come in the order of the requests.
+/// Dropped with requests that are not answered, it closes the connection.
+pub trait Pipe: Send {
+    /// Hands a request to the system, within `deadline`. An error ends the pipe: what was sent before has no answers then.
+    fn send<'a>(&'a mut self, request: Bytes, deadline: Instant) -> BoxFuture<'a, Result<(), CallError>>;
+
+    /// The answer to the oldest request that has none yet, within `deadline`. Dropping the future loses nothing; an error
+    /// ends the pipe.
+    fn answer<'a>(&'a mut self, deadline: Instant) -> BoxFuture<'a, Result<Bytes, CallError>>;
+}
+
 /// Calls to other members.
 pub trait Transport: Send + Sync + 'static {
     /// Sends one request to the member at `peer` (`host:port`) and waits for its answer, no longer than to `deadline`.
@@ -120,6 +133,22 @@ pub trait Transport: Send + Sync + 'static {
         request: Bytes,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, CallError>>;
+
+    /// Whether [`Self::pipe`] does anything.
+    fn has_pipes(&self) -> bool {
+        false
+    }
+
+    /// Opens a pipe to the member at `peer`, within `deadline`.
+    fn pipe<'a>(
+        &'a self,
+        peer: &'a str,
+        _channel: Channel,
+        _deadline: Instant,
+    ) -> BoxFuture<'a, Result<Box<dyn Pipe>, CallError>> {
+        let reason = "this transport has no pipes".to_owned();
+        Box::pin(std::future::ready(Err(CallError::Unreachable { peer: peer.to_owned(), reason })))
+    }
 
     /// Round-trip time to a peer, as last measured; `None` where it never was.
     fn rtt(&self, _peer: &str) -> Option<Duration> {

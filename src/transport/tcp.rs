@@ -2,13 +2,15 @@
 //!
 //! Each peer has connections of its own for each [`Channel`]. A call takes one out of the pool, or opens one, and puts it
 //! back only after its answer has come whole; so a call that was given up, by its deadline or by dropping its future,
-//! takes its connection with it, and no later call can read its answer.
+//! takes its connection with it, and no later call can read its answer. Opening one takes two round trips, so where a call
+//! has no time for them, the next one goes on with what it has begun: else short calls would never get to a far peer.
 //!
 //! Guarantees: [`CallError::Unreachable`] means that not one byte of the request was handed to the system;
 //! once a byte was, the outcome is an answer or [`CallError::NoAnswer`], and nothing is sent a second time. Connections
 //! per peer and channel are at most [`CONNECTIONS_PER_CHANNEL_MAX`]. Leaves out: retries, and who the peer is.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ use tokio::time::{timeout, timeout_at};
 use super::frames::{Frames, WriteError};
 use super::hello::{self, OURS};
 use super::metrics::{LaneMetrics, TransportMetrics};
-use super::{BoxFuture, CallError, Channel, FRAME_BYTES_MAX, Transport};
+use super::pipe::TcpPipe;
+use super::{BoxFuture, CallError, Channel, FRAME_BYTES_MAX, Pipe, Transport};
 use crate::clock::{self, Instant};
 
 /// Connections to one peer for one channel, in use and idle. A call beyond them waits for one to come free.
@@ -59,7 +62,7 @@ pub struct TcpTransport {
 
 /// What is kept of one peer.
 #[derive(Debug)]
-struct Peer {
+pub(super) struct Peer {
     lanes: [Lane; Channel::ALL.len()],
     /// Smoothed heartbeat round trip in nanoseconds; 0 until the first.
     rtt_nanos: AtomicU64,
@@ -70,13 +73,40 @@ struct Peer {
 
 /// The connections to one peer for one channel. Idle ones of a peer that is never called again stay until it is forgotten;
 /// the peer's listener closes its side of them.
-#[derive(Debug)]
-struct Lane {
+pub(super) struct Lane {
     channel: Channel,
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
     /// The most recently used at the end.
     idle: Mutex<Vec<Idle>>,
-    metrics: LaneMetrics,
+    /// A connection that a call began to open and had no time to wait for.
+    begun: Mutex<Option<Opening>>,
+    pub(super) metrics: LaneMetrics,
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+/// A connection that is being opened.
+struct Opening {
+    opened: BoxFuture<'static, Result<Frames, String>>,
+    since: Instant,
+}
+
+/// One that a call waits for; left to the next call if this one is given up.
+struct AwaitedOpening<'a> {
+    lane: &'a Lane,
+    opening: Option<Opening>,
+}
+
+impl Drop for AwaitedOpening<'_> {
+    fn drop(&mut self) {
+        if let Some(opening) = self.opening.take() {
+            self.lane.begun.lock().get_or_insert(opening);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -105,7 +135,8 @@ impl TcpTransport {
         self
     }
 
-    /// The smoothed round-trip time of heartbeats to a peer, its work on them included; `None` before the first answer.
+    /// The smoothed round-trip time of heartbeats to a peer, its work on them included and the opening of connections left
+    /// out; `None` before the first answer.
     #[must_use]
     pub fn rtt(&self, peer: &str) -> Option<Duration> {
         let nanos = self.peers.read().get(peer)?.rtt_nanos.load(Ordering::Relaxed);
@@ -161,15 +192,15 @@ impl TcpTransport {
         deadline: Instant,
     ) -> Result<Bytes, CallError> {
         let peer = self.peer(address);
-        let lane = &peer.lanes[channel.index()];
+        let lane = peer.lane(channel);
         let started = clock::now();
-        let result = self.bounded_call(lane, address, &request, started, deadline).await;
+        let mut sent = None;
+        let result = self.bounded_call(lane, address, &request, started, deadline, &mut sent).await;
         match &result {
             Ok(answer) => {
                 let ended = clock::now();
-                let took = ended - started;
-                peer.answered(channel, took, ended - self.epoch);
-                lane.metrics.answered(request.len(), answer.len(), took.as_secs_f64());
+                peer.answered(channel, ended - sent.unwrap_or(started), ended - self.epoch);
+                lane.metrics.answered(request.len(), answer.len(), (ended - started).as_secs_f64());
             }
             Err(error) => lane.metrics.failed(error),
         }
@@ -184,32 +215,34 @@ impl TcpTransport {
         request: &[u8],
         started: Instant,
         deadline: Instant,
+        sent: &mut Option<Instant>,
     ) -> Result<Bytes, CallError> {
         if request.len() > FRAME_BYTES_MAX {
             return Err(CallError::TooLarge { bytes: request.len(), limit: FRAME_BYTES_MAX });
         }
-        let mut sent = false;
         // A timeout polls what it bounds before it looks at the clock: a call that comes too late must not be sent.
         let failure = if deadline <= started {
             Failure::NotSent("its deadline had passed before it was sent".to_owned())
         } else {
-            match timeout_at(deadline, self.exchange(lane, address, request, &mut sent)).await {
+            match timeout_at(deadline, self.exchange(lane, address, request, sent)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failure)) => failure,
-                Err(_elapsed) if sent => Failure::Sent("the deadline passed".to_owned()),
+                Err(_elapsed) if sent.is_some() => Failure::Sent("the deadline passed".to_owned()),
                 Err(_elapsed) => Failure::NotSent("no connection by the deadline".to_owned()),
             }
         };
-        let peer = address.to_owned();
-        Err(match failure {
-            Failure::NotSent(reason) => CallError::Unreachable { peer, reason },
-            Failure::Sent(reason) => CallError::NoAnswer { peer, reason },
-        })
+        Err(failure.of(address))
     }
 
-    /// Sends a request and reads its answer. `sent` is true while the peer may have seen some of the request; dropping
+    /// Sends a request and reads its answer. `sent` tells since when the peer may have seen some of the request; dropping
     /// the future closes the connection.
-    async fn exchange(&self, lane: &Lane, address: &str, request: &[u8], sent: &mut bool) -> Result<Bytes, Failure> {
+    async fn exchange(
+        &self,
+        lane: &Lane,
+        address: &str,
+        request: &[u8],
+        sent: &mut Option<Instant>,
+    ) -> Result<Bytes, Failure> {
         let Ok(_slot) = lane.slots.acquire().await else {
             return Err(Failure::NotSent("the transport is closed".to_owned()));
         };
@@ -220,11 +253,11 @@ impl TcpTransport {
                 Some(frames) => frames,
                 None => self.connect(lane, address).await.map_err(Failure::NotSent)?,
             };
-            *sent = true;
+            *sent = Some(clock::now());
             match frames.write(request).await {
                 Ok(()) => break frames,
                 // An idle connection that died unnoticed: as nothing left, a fresh one may carry the call.
-                Err(WriteError { nothing_sent: true, .. }) if pooled => *sent = false,
+                Err(WriteError { nothing_sent: true, .. }) if pooled => *sent = None,
                 Err(WriteError { nothing_sent: true, source }) => return Err(Failure::NotSent(source.to_string())),
                 Err(WriteError { nothing_sent: false, source }) => return Err(Failure::Sent(source.to_string())),
             }
@@ -239,24 +272,71 @@ impl TcpTransport {
         }
     }
 
-    /// Opens a connection for a lane, within the connect timeout.
+    /// Opens a connection for a lane, within the connect timeout, or goes on with the opening that an earlier call began.
     async fn connect(&self, lane: &Lane, address: &str) -> Result<Frames, String> {
-        let limit = self.connect_timeout;
-        let opened = timeout(limit, async {
-            let stream = dial(address, limit).await.map_err(|error| error.to_string())?;
-            let mut frames = Frames::new(stream).map_err(|error| error.to_string())?;
-            let greeted = frames.write_bare(&hello::greet(OURS, lane.channel)).await;
-            // Read even if that failed: a listener that has no room says so without waiting for a hello.
-            let answer = frames.read_bare().await.map_err(|error| {
-                format!("no hello from it, is this a peer port? ({})", greeted.err().unwrap_or(error))
-            })?;
-            hello::understand(OURS, answer)?;
-            Ok(frames)
+        let (limit, now) = (self.connect_timeout, clock::now());
+        let begun = lane.begun.lock().take().filter(|begun| now.saturating_duration_since(begun.since) < limit);
+        let opening = begun.unwrap_or_else(|| {
+            let opened = Box::pin(open(address.to_owned(), lane.channel, limit));
+            Opening { opened, since: now }
         });
-        let frames = opened.await.unwrap_or_else(|_elapsed| Err(format!("no connection within {limit:?}")))?;
+        let mut awaited = AwaitedOpening { lane, opening: Some(opening) };
+        let Some(opening) = awaited.opening.as_mut() else { return Err("no connection is being opened".to_owned()) };
+        let opened = opening.opened.as_mut().await;
+        awaited.opening = None;
         lane.metrics.connects.inc();
-        Ok(frames)
+        opened
     }
+
+    /// A connection for requests one behind the other.
+    async fn open_pipe(&self, address: &str, channel: Channel, deadline: Instant) -> Result<TcpPipe, CallError> {
+        let peer = self.peer(address);
+        let lane = peer.lane(channel);
+        let opened = async {
+            let slot = Arc::clone(&lane.slots).acquire_owned().await.map_err(|error| error.to_string())?;
+            let frames = match lane.take_idle() {
+                Some(frames) => frames,
+                None => self.connect(lane, address).await?,
+            };
+            Ok((slot, frames))
+        };
+        let opened = timeout_at(deadline, opened).await;
+        let opened = opened.unwrap_or_else(|_elapsed| Err("no connection by the deadline".to_owned()));
+        let (slot, frames) = opened.map_err(|reason| {
+            let error = Failure::NotSent(reason).of(address);
+            lane.metrics.failed(&error);
+            error
+        })?;
+        Ok(TcpPipe::new(Arc::clone(&peer), channel, address, frames, slot, self.epoch))
+    }
+}
+
+impl Failure {
+    /// What the caller is told.
+    fn of(self, address: &str) -> CallError {
+        let peer = address.to_owned();
+        match self {
+            Self::NotSent(reason) => CallError::Unreachable { peer, reason },
+            Self::Sent(reason) => CallError::NoAnswer { peer, reason },
+        }
+    }
+}
+
+/// Opens a connection, hello included.
+async fn open(address: String, channel: Channel, limit: Duration) -> Result<Frames, String> {
+    let opened = timeout(limit, async {
+        let stream = dial(&address, limit).await.map_err(|error| error.to_string())?;
+        let mut frames = Frames::new(stream).map_err(|error| error.to_string())?;
+        let greeted = frames.write_bare(&hello::greet(OURS, channel)).await;
+        // Read even if that failed: a listener that has no room says so without waiting for a hello.
+        let answer = frames
+            .read_bare()
+            .await
+            .map_err(|error| format!("no hello from it, is this a peer port? ({})", greeted.err().unwrap_or(error)))?;
+        hello::understand(OURS, answer)?;
+        Ok(frames)
+    });
+    opened.await.unwrap_or_else(|_elapsed| Err(format!("no connection within {limit:?}")))
 }
 
 /// Resolves a name and connects to the first of its addresses that answers. One that swallows packets must not use up
@@ -283,8 +363,9 @@ impl Peer {
         Self {
             lanes: Channel::ALL.map(|channel| Lane {
                 channel,
-                slots: Semaphore::new(CONNECTIONS_PER_CHANNEL_MAX),
+                slots: Arc::new(Semaphore::new(CONNECTIONS_PER_CHANNEL_MAX)),
                 idle: Mutex::default(),
+                begun: Mutex::default(),
                 metrics: metrics.lane(address, channel),
             }),
             rtt_nanos: AtomicU64::new(0),
@@ -293,8 +374,13 @@ impl Peer {
         }
     }
 
+    /// Its connections for one channel.
+    pub(super) fn lane(&self, channel: Channel) -> &Lane {
+        &self.lanes[channel.index()]
+    }
+
     /// Keeps the time of an answer and, for a heartbeat, how long it took. Two at once may lose one sample.
-    fn answered(&self, channel: Channel, took: Duration, at: Duration) {
+    pub(super) fn answered(&self, channel: Channel, took: Duration, at: Duration) {
         self.last_ok_nanos.fetch_max(nanos(at).max(1), Ordering::Relaxed);
         if channel == Channel::Heartbeat {
             let smoothed = match self.rtt_nanos.load(Ordering::Relaxed) {
@@ -326,7 +412,7 @@ impl Lane {
     }
 
     /// Keeps a connection for the next call. Bounded by the slots: a connection is put back before its slot is free.
-    fn put_back(&self, frames: Frames) {
+    pub(super) fn put_back(&self, frames: Frames) {
         // Bytes behind the answer belong to no call: the two sides are out of step.
         if frames.has_unread() {
             return;
@@ -352,6 +438,19 @@ impl Transport for TcpTransport {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, CallError>> {
         Box::pin(self.measured_call(peer, channel, request, deadline))
+    }
+
+    fn has_pipes(&self) -> bool {
+        true
+    }
+
+    fn pipe<'a>(
+        &'a self,
+        peer: &'a str,
+        channel: Channel,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Box<dyn Pipe>, CallError>> {
+        Box::pin(async move { Ok(Box::new(self.open_pipe(peer, channel, deadline).await?) as Box<dyn Pipe>) })
     }
 
     fn rtt(&self, peer: &str) -> Option<Duration> {

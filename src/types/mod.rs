@@ -8,7 +8,9 @@ mod ids;
 mod key;
 pub mod limits;
 mod member;
+mod place;
 
 pub use ids::{ClusterId, LeaseId, LogIndex, LogPosition, NodeId, Revision, Term, WallTime};
 pub use key::{InvalidKey, InvalidRange, Key, KeyRange, Selector};
-pub use member::Member;
+pub use member::{Member, MemberV1, Wish};
+pub use place::{BaseUrl, HostPort, InvalidValue, NAME_CHARS_MAX, Name};

@@ -1,12 +1,14 @@
-//! The load generator: closed-loop clients, or an open loop at a fixed rate, over one lean connection each.
+//! The load generator: closed-loop clients, or an open loop at a fixed rate, over one lean connection each; and the judge of
+//! histories that clients have noted down ([`check`]).
 //!
 //! Guarantees: an error does not end a run and is counted by its kind; a write is counted as acknowledged only when the
 //! cluster said so, and one that may or may not have been applied is counted apart; under a fixed rate, time spent waiting
 //! for a slow answer counts into the latency of the requests that were due meanwhile (no coordinated omission). Leaves
-//! out: judging what was read.
+//! out: judging what a load run has read.
 
 mod connection;
 mod echo;
+mod history;
 mod plan;
 mod requests;
 mod tally;
@@ -17,6 +19,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use echo::{ECHO_BYTES, serve_echo};
+pub use history::{Action, Operation, Violation, check};
 pub use requests::Protocol;
 pub use tally::{Latency, Progress, Report};
 

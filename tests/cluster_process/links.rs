@@ -1,32 +1,53 @@
-//! The network between the members: a relay in front of each, whose links can be cut one way.
+//! The network between the members: a relay in front of each, whose links can be long, lossy, or cut one way.
 //!
 //! All members call one address, so the relay tells callers apart by the process that owns the calling socket. Guarantees:
-//! what is sent over a cut link is held back, as by a network that drops packets; after healing it arrives; a severed
-//! connection ends wherever it stands. Leaves out: delays and reordering, which TCP would hide.
+//! what is sent over a link arrives in its order and as much later as the link is long; opening a connection takes a round
+//! trip; what is sent over a cut link is held back, as by a network that drops packets, and arrives after healing; a lost
+//! packet is a stall of its connection, as TCP makes it one; a severed connection ends wherever it stands. Leaves out:
+//! bandwidth.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::process::{Cluster, Settings, address};
 
-/// What is cut.
+/// The most chunks of one connection that are on their way in one direction.
+const CHUNKS_MAX: usize = 4_096;
+
+/// The most bytes of one.
+const CHUNK_BYTES_MAX: usize = 64 * 1024;
+
+/// What is wrong with the network.
 #[derive(Clone, Debug, Default)]
-struct Cuts {
-    /// Links, as (from, to): nothing gets through.
+struct Weather {
+    /// Links that are cut, as (from, to): nothing gets through.
     links: Vec<(usize, usize)>,
-    /// Connections, as (caller, callee), both ways; those that the callee makes to the caller are not concerned.
+    /// Connections that are cut, as (caller, callee), both ways; those that the callee makes to the caller are not
+    /// concerned.
     calls: Vec<(usize, usize)>,
+    /// How long everything takes one way.
+    delay: Duration,
+    /// Each so many chunks of a connection, one way, the next is held up for so long, and all behind it.
+    stalls: Option<(usize, Duration)>,
+}
+
+impl Weather {
+    fn cuts(&self, link: (usize, usize), call: (usize, usize)) -> bool {
+        self.links.contains(&link) || self.calls.contains(&call)
+    }
 }
 
 /// Relays for all members.
 pub(crate) struct Links {
-    cuts: watch::Sender<Cuts>,
+    weather: watch::Sender<Weather>,
     /// Whose connections were severed last, as (caller, callee).
     severed: watch::Sender<(usize, usize)>,
     /// Process ids of the members, as they change.
@@ -37,23 +58,28 @@ pub(crate) struct Links {
 impl Links {
     /// Three nodes that serve and reach each other through relays.
     pub(crate) async fn start(settings: &Settings) -> (Cluster, Self) {
+        Self::start_far(settings, 3, Duration::ZERO).await
+    }
+
+    /// So many nodes, with links that take so long one way.
+    pub(crate) async fn start_far(settings: &Settings, nodes: usize, delay: Duration) -> (Cluster, Self) {
         let (mut listeners, mut listen, mut advertised) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..3 {
+        for _ in 0..nodes {
             let relay = TcpListener::bind(address()).await.unwrap();
             listen.push(address());
             advertised.push(relay.local_addr().unwrap().to_string());
             listeners.push(relay);
         }
         let mut cluster = Cluster::prepare_behind(settings, &listen, &advertised).await;
-        let (cuts, watched) = watch::channel(Cuts::default());
+        let (weather, watched) = watch::channel(Weather { delay, ..Weather::default() });
         let (severed, watched_severed) = watch::channel((usize::MAX, usize::MAX));
         let pids = Arc::new(Mutex::new(vec![None; listen.len()]));
         let mut relays = JoinSet::new();
         for (callee, (listener, target)) in listeners.into_iter().zip(listen).enumerate() {
-            let news = News { cuts: watched.clone(), severed: watched_severed.clone() };
+            let news = News { weather: watched.clone(), severed: watched_severed.clone() };
             relays.spawn(relay(listener, target, callee, pids.clone(), news));
         }
-        let links = Self { cuts, severed, pids, _relays: relays };
+        let links = Self { weather, severed, pids, _relays: relays };
         for node in &mut cluster.nodes {
             node.start();
         }
@@ -67,15 +93,21 @@ impl Links {
         *self.pids.lock().unwrap() = cluster.nodes.iter().map(crate::process::Member::pid).collect();
     }
 
-    /// Cuts these links, and no others.
+    /// Cuts these links, as (from, to), and no others.
     pub(crate) fn cut(&self, links: &[(usize, usize)]) {
-        self.cuts.send_replace(Cuts { links: links.to_vec(), calls: Vec::new() });
+        self.weather.send_modify(|weather| (weather.links, weather.calls) = (links.to_vec(), Vec::new()));
     }
 
     /// Cuts what these call each other for, as (caller, callee), and nothing else: a caller goes without answers, but is
     /// still called and answers.
     pub(crate) fn cut_calls(&self, calls: &[(usize, usize)]) {
-        self.cuts.send_replace(Cuts { links: Vec::new(), calls: calls.to_vec() });
+        self.weather.send_modify(|weather| (weather.links, weather.calls) = (Vec::new(), calls.to_vec()));
+    }
+
+    /// Cuts every link between two groups, both ways.
+    pub(crate) fn part(&self, one: &[usize], other: &[usize]) {
+        let pairs = one.iter().flat_map(|a| other.iter().flat_map(move |b| [(*a, *b), (*b, *a)]));
+        self.cut(&pairs.collect::<Vec<_>>());
     }
 
     /// Breaks the connections that stand from a caller to a callee, in the middle of what they carry. New ones can be made.
@@ -85,19 +117,24 @@ impl Links {
 
     /// Cuts a node off all others, both ways.
     pub(crate) fn isolate(&self, node: usize, nodes: usize) {
-        let others = (0..nodes).filter(|other| *other != node);
-        self.cut(&others.flat_map(|other| [(node, other), (other, node)]).collect::<Vec<_>>());
+        self.part(&[node], &(0..nodes).filter(|other| *other != node).collect::<Vec<_>>());
     }
 
+    /// From now on each so many chunks the next one of a connection is held up for so long, with all behind it.
+    pub(crate) fn lose(&self, each: usize, stall: Duration) {
+        self.weather.send_modify(|weather| weather.stalls = Some((each, stall)));
+    }
+
+    /// Mends all cuts and losses; the way stays as long as it is.
     pub(crate) fn heal(&self) {
-        self.cut(&[]);
+        self.weather.send_modify(|weather| *weather = Weather { delay: weather.delay, ..Weather::default() });
     }
 }
 
 /// What happens to connections.
 #[derive(Clone)]
 struct News {
-    cuts: watch::Receiver<Cuts>,
+    weather: watch::Receiver<Weather>,
     severed: watch::Receiver<(usize, usize)>,
 }
 
@@ -117,23 +154,26 @@ async fn relay(listener: TcpListener, target: String, callee: usize, pids: Arc<M
     let mut connections = JoinSet::new();
     while let Ok((inbound, from)) = listener.accept().await {
         let (target, mut news, pids) = (target.clone(), news.clone(), pids.lock().unwrap().clone());
-        let cuts = news.cuts.clone();
+        let weather = news.weather.clone();
         connections.spawn(async move {
             let to = inbound.local_addr().unwrap();
+            let asked_at = Instant::now();
             let caller = tokio::task::spawn_blocking(move || owner(from, to, &pids)).await.unwrap();
             // A caller that has gone already, or one that is no member: nothing to relay.
             let Some(caller) = caller else { return };
-            // A connection can be made only where both directions work.
-            let call = (caller, callee);
-            if !open(&mut cuts.clone(), call, call).await || !open(&mut cuts.clone(), (callee, caller), call).await {
+            let (call, back) = ((caller, callee), (callee, caller));
+            // A connection can be made only where both directions work, and takes a round trip.
+            if !open(&mut weather.clone(), call, call).await || !open(&mut weather.clone(), back, call).await {
                 return;
             }
+            let round_trip = weather.borrow().delay * 2;
+            sleep_until(asked_at + round_trip).await;
             let Ok(outbound) = TcpStream::connect(target).await else { return };
             let (_, _) = (inbound.set_nodelay(true), outbound.set_nodelay(true));
             let ((in_read, in_write), (out_read, out_write)) = (inbound.into_split(), outbound.into_split());
             tokio::select! {
-                () = pump(in_read, out_write, call, call, cuts.clone()) => {}
-                () = pump(out_read, in_write, (callee, caller), call, cuts) => {}
+                () = pump(in_read, out_write, call, call, weather.clone()) => {}
+                () = pump(out_read, in_write, back, call, weather) => {}
                 () = news.severed(call) => {}
             }
         });
@@ -141,22 +181,48 @@ async fn relay(listener: TcpListener, target: String, callee: usize, pids: Arc<M
 }
 
 /// Waits until a link is open for a connection; false if the test is over.
-async fn open(cuts: &mut watch::Receiver<Cuts>, link: (usize, usize), call: (usize, usize)) -> bool {
-    cuts.wait_for(|cuts| !cuts.links.contains(&link) && !cuts.calls.contains(&call)).await.is_ok()
+async fn open(weather: &mut watch::Receiver<Weather>, link: (usize, usize), call: (usize, usize)) -> bool {
+    weather.wait_for(|weather| !weather.cuts(link, call)).await.is_ok()
 }
 
+/// Carries one direction of a connection.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     link: (usize, usize),
     call: (usize, usize),
-    mut cuts: watch::Receiver<Cuts>,
+    mut weather: watch::Receiver<Weather>,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if !open(&mut cuts, link, call).await || to.write_all(&buffer[..read]).await.is_err() {
-            return;
+    let (queue, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
+    let seen = weather.clone();
+    let reading = async move {
+        let mut buffer = vec![0; CHUNK_BYTES_MAX];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let due = Instant::now() + seen.borrow().delay;
+            if queue.send((due, buffer[..read].to_vec())).await.is_err() {
+                break;
+            }
         }
+        drop(queue);
+        std::future::pending::<()>().await;
+    };
+    let writing = async move {
+        let mut count = 0;
+        while let Some((due, chunk)) = on_the_way.recv().await {
+            sleep_until(due).await;
+            count += 1;
+            let stall = weather.borrow().stalls.filter(|(each, _)| count % each == 0);
+            if let Some((_, stall)) = stall {
+                sleep(stall).await;
+            }
+            if !open(&mut weather, link, call).await || to.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = writing => {}
     }
 }
 

@@ -1,7 +1,8 @@
-//! Real processes: the binary as it is shipped, three nodes on loopback, killed, stopped, cut off and damaged.
+//! Real processes: the binary as it is shipped, three nodes on loopback, five at times, killed, stopped, cut off and damaged.
 //!
 //! Each test starts processes of its own, on ports and in directories of its own, and judges by what clients were told:
-//! what was acknowledged is there on every node, what was refused is not, and all nodes agree by the hash of their state.
+//! what was acknowledged is there on every node, what was refused is not, all nodes agree by the hash of their state, and where
+//! clients noted down all they saw, it is what a single copy would have answered.
 //! Leaves out: one process with several nodes (`node_cluster`) and the HTTP contract (`http_contract`).
 
 mod catch_up;
@@ -10,12 +11,16 @@ mod cuts;
 mod disk;
 mod disk_failures;
 mod durability;
+mod far;
 mod forming;
 mod hand_over;
 mod links;
 mod load;
+mod membership;
+mod partitions;
 mod process;
 mod rebuilding;
 mod refusals;
+mod registers;
 mod snapshot_order;
 mod trace;

@@ -240,7 +240,7 @@ pub(crate) fn address() -> String {
     format!("127.0.0.1:{}", port())
 }
 
-/// Three nodes that were started with the same list.
+/// Nodes that were started with the same list, three as a rule.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Member>,
     pub(crate) dir: TempDir,
@@ -292,6 +292,26 @@ impl Cluster {
     pub(crate) async fn ready(&mut self) {
         for node in &mut self.nodes {
             node.ready().await;
+        }
+    }
+
+    /// A further node, not started, that joins through the first ones. `flags` stand behind those of the cluster.
+    pub(crate) fn later(&self, name: &str, flags: &[&str]) -> Member {
+        let peer_addr = address();
+        let join: Vec<_> = self.nodes.iter().map(|node| node.advertised.clone()).collect();
+        let mut settings = self.nodes[0].settings.clone();
+        settings.flags.extend(["--join".to_owned(), join.join(",")]);
+        settings.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        Member {
+            name: name.to_owned(),
+            dir: self.dir.path().join(name),
+            client_addr: address(),
+            advertised: peer_addr.clone(),
+            peer_addr,
+            initial_cluster: None,
+            settings,
+            log: self.dir.path().join(format!("{name}.log")),
+            child: None,
         }
     }
 

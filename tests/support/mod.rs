@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate::api::ApiConfig;
-use quorate::node::{Node, NodeConfig, Role};
+use quorate::node::{MemberPolicy, Node, NodeConfig, Origin, Role};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::server::{Server, ServerConfig};
 use quorate::state::StateConfig;
@@ -135,9 +135,10 @@ fn run(
         snapshot_log_bytes: 64 * 1024 * 1024,
         catchup_bytes_per_second: 50 * 1024 * 1024,
     };
-    let member =
-        Member { name: name.into(), peer_addr: first[name].clone(), client_url: url.clone(), zone: String::new() };
-    let node = NodeConfig { data_dir: dir.to_owned(), member, first_members: Some(first.clone()), raft };
+    let (peer_addr, client_url) = (first[name].clone(), url.clone());
+    let member = Member { name: name.into(), peer_addr, client_url, ..Member::default() };
+    let origin = Origin::FirstMembers(first.clone());
+    let node = NodeConfig { data_dir: dir.to_owned(), member, origin, policy: MemberPolicy::default(), raft };
     let config = ServerConfig { node, client_addr: String::new(), peer_addr: String::new(), api };
     let stop = CancellationToken::new();
     let (opened, opening) = mpsc::channel();

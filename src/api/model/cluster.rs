@@ -2,11 +2,13 @@
 //!
 //! Guarantees: what is not known is `null`, never a made-up zero. Leaves out: how it is found out (`node::status`).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::node;
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, Wish};
 
 /// The part a node plays at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +26,8 @@ pub enum NodeRole {
     Starting,
     /// Stopped.
     Shutdown,
+    /// Taken out of the group.
+    Removed,
 }
 
 impl NodeRole {
@@ -37,6 +41,7 @@ impl NodeRole {
             Self::Learner => "learner",
             Self::Starting => "starting",
             Self::Shutdown => "shutdown",
+            Self::Removed => "removed",
         }
     }
 }
@@ -90,10 +95,22 @@ pub struct Timers {
     pub election_min_ms: u64,
     /// The greatest.
     pub election_max_ms: u64,
+    /// The round-trip time that they were made for.
+    #[serde(default)]
+    pub rtt_ms: Option<u64>,
+}
+
+/// Another member, as far away as the node that answers has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PeerInfo {
+    /// Its id.
+    pub id: u64,
+    /// Round-trip time to it, in milliseconds, smoothed; `null` if it has not answered for a while.
+    pub rtt_ms: Option<f64>,
 }
 
 /// One node's view of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StatusReply {
     /// Its name.
     pub name: String,
@@ -139,6 +156,15 @@ pub struct StatusReply {
     pub zone: String,
     /// Its timers.
     pub timers: Timers,
+    /// The other members, by id.
+    #[serde(default)]
+    pub peers: Vec<PeerInfo>,
+    /// How long it takes to bring one batch of the log to disk, in milliseconds, of late; `null` before the first.
+    #[serde(default)]
+    pub fsync_ms: Option<f64>,
+    /// Its wall clock, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub time_unix_ms: Option<u64>,
 }
 
 /// One member of the group.
@@ -164,6 +190,25 @@ pub struct MemberInfo {
     pub lag_entries: Option<u64>,
     /// Round-trip time to it, in milliseconds; `null` for the node that measures and for one that can't be reached.
     pub rtt_ms: Option<f64>,
+    /// How much it is preferred as the leader, from 0 to 255.
+    #[serde(default)]
+    pub priority: u8,
+    /// What the leader does with it once it can.
+    #[serde(default)]
+    pub pending: Option<PendingChange>,
+    /// The version of its program; `null` where it did not answer.
+    #[serde(default)]
+    pub version: Option<String>,
+}
+
+/// What is to become of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PendingChange {
+    /// A learner that votes once it has caught up.
+    Promotion,
+    /// It is taken out once it has heard so.
+    Removal,
 }
 
 /// How the group stands.
@@ -235,6 +280,7 @@ impl From<node::Role> for NodeRole {
             node::Role::Learner => Self::Learner,
             node::Role::Starting => Self::Starting,
             node::Role::Shutdown => Self::Shutdown,
+            node::Role::Removed => Self::Removed,
         }
     }
 }
@@ -269,8 +315,22 @@ impl From<node::NodeStatus> for StatusReply {
             peer_addr: status.member.peer_addr,
             client_url: status.member.client_url,
             zone: status.member.zone,
-            timers: Timers { heartbeat_ms, election_min_ms, election_max_ms },
+            timers: Timers { heartbeat_ms, election_min_ms, election_max_ms, rtt_ms: Some(status.timers_rtt_ms) },
+            peers: status.neighbours.iter().map(PeerInfo::from).collect(),
+            fsync_ms: status.sync_time.map(ms),
+            time_unix_ms: Some(status.wall.get()),
         }
+    }
+}
+
+/// Milliseconds with their fraction, to the microsecond.
+fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+impl From<&node::Neighbour> for PeerInfo {
+    fn from(neighbour: &node::Neighbour) -> Self {
+        Self { id: neighbour.id.get(), rtt_ms: neighbour.rtt.map(ms) }
     }
 }
 
@@ -287,6 +347,13 @@ impl From<node::MemberStatus> for MemberInfo {
             matched_index: member.matched_index.map(|index| index.get()),
             lag_entries: member.lag_entries,
             rtt_ms: member.rtt_ms,
+            priority: member.member.priority,
+            pending: match member.member.wish {
+                Wish::Stay => None,
+                Wish::Vote { .. } => Some(PendingChange::Promotion),
+                Wish::Leave => Some(PendingChange::Removal),
+            },
+            version: member.version,
         }
     }
 }

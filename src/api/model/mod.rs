@@ -9,14 +9,16 @@
 mod bytestring;
 mod cluster;
 mod kv;
+mod members;
 mod problem;
 mod txn;
 
 pub use cluster::{
-    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, QuorumInfo, SizesInfo,
-    StatusReply, Timers, ViewSource,
+    ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PeerInfo, PendingChange,
+    QuorumInfo, SizesInfo, StatusReply, Timers, ViewSource,
 };
 pub use kv::{DeleteReply, Listing, PutReply, Record};
+pub use members::{AddMemberRequest, MemberChangeReply, QuorumReport, UpdateMemberRequest, ZoneReport};
 pub use problem::{Code, Invalid, LeaderHint, OutcomeKind, Problem};
 pub use txn::{
     Compare, CompareOperator, CompareTarget, DeletedReply, GetReply, Selector, TxnDelete, TxnGet, TxnOp, TxnOpReply,

@@ -30,6 +30,8 @@ pub enum Code {
     Conflict,
     /// Another change of the group is under way.
     MembershipBusy,
+    /// The change would leave no quorum of voters that can be reached.
+    WouldLoseQuorum,
     /// The history that was asked for was given up.
     RevisionCompacted,
     /// `If-Match` or `If-None-Match` does not hold.
@@ -57,7 +59,7 @@ pub enum Code {
 
 impl Code {
     /// Every code this program produces.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::InvalidKey,
         Self::InvalidRange,
@@ -68,6 +70,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::Conflict,
         Self::MembershipBusy,
+        Self::WouldLoseQuorum,
         Self::RevisionCompacted,
         Self::PreconditionFailed,
         Self::ValueTooLarge,
@@ -94,6 +97,7 @@ impl Code {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Conflict => "conflict",
             Self::MembershipBusy => "membership_busy",
+            Self::WouldLoseQuorum => "would_lose_quorum",
             Self::RevisionCompacted => "revision_compacted",
             Self::PreconditionFailed => "precondition_failed",
             Self::ValueTooLarge => "value_too_large",

@@ -140,6 +140,9 @@ fn the_quorum_counts_voters_alone() {
         matched_index: None,
         lag_entries: None,
         rtt_ms: None,
+        priority: 0,
+        pending: None,
+        version: None,
     };
     let voter = |reachable| member(MemberRole::Voter, reachable);
     let learner = member(MemberRole::Learner, true);

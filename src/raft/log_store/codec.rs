@@ -19,11 +19,18 @@ use bytes::Bytes;
 use raft_log::codeq::{Decode, Encode};
 
 use super::flush::Flushed;
+use crate::raft::membership::of_v1;
 use crate::raft::types::{Entry, LeaderId, Payload, Vote};
-use crate::types::{LogIndex, LogPosition, NodeId, Term};
+use crate::types::{LogIndex, LogPosition, MemberV1, NodeId, Term};
 
-/// The newest format of votes and payloads.
-pub(super) const FORMAT: u8 = 1;
+/// The newest format of payloads. Memberships are written in it; the others are as in format 1, and say so.
+pub(super) const FORMAT: u8 = 2;
+
+/// The format before, in which members have no priority and no wish.
+const FORMAT_1: u8 = 1;
+
+/// The newest format of votes.
+const VOTE_FORMAT: u8 = 1;
 
 /// The longest body of an entry, in bytes. Well above what a proposer merges into one entry, and a bound for what a
 /// decoder allocates.
@@ -80,14 +87,37 @@ pub(super) struct WalPayload {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 enum Kind {
     /// No body.
-    Blank = 0,
+    Blank,
     /// The body is a batch.
-    Normal = 1,
+    Normal,
     /// The body is a membership in postcard.
-    Membership = 2,
+    Membership,
+    /// The same with members of format 1.
+    MembershipV1,
+}
+
+impl Kind {
+    /// Format and number on disk.
+    const fn tags(self) -> [u8; 2] {
+        match self {
+            Self::Blank => [FORMAT_1, 0],
+            Self::Normal => [FORMAT_1, 1],
+            Self::Membership => [FORMAT, 2],
+            Self::MembershipV1 => [FORMAT_1, 2],
+        }
+    }
+
+    const fn of_tags(tags: [u8; 2]) -> Option<Self> {
+        match tags {
+            [FORMAT_1 | FORMAT, 0] => Some(Self::Blank),
+            [FORMAT_1 | FORMAT, 1] => Some(Self::Normal),
+            [FORMAT, 2] => Some(Self::Membership),
+            [FORMAT_1, 2] => Some(Self::MembershipV1),
+            _ => None,
+        }
+    }
 }
 
 impl WalPayload {
@@ -120,20 +150,23 @@ impl WalPayload {
     /// # Errors
     /// [`CodecError::Malformed`] if a membership can't be decoded.
     pub(super) fn decode_entry(self, position: LogPosition) -> io::Result<Entry> {
+        let malformed = |_error| CodecError::Malformed("membership");
         let payload = match self.kind {
             Kind::Blank => Payload::Blank,
             Kind::Normal => Payload::Normal(self.body.into()),
-            Kind::Membership => Payload::Membership(
-                postcard::from_bytes(&self.body).map_err(|_error| CodecError::Malformed("membership"))?,
-            ),
+            Kind::Membership => Payload::Membership(postcard::from_bytes(&self.body).map_err(malformed)?),
+            Kind::MembershipV1 => {
+                let old: openraft::Membership<NodeId, MemberV1> =
+                    postcard::from_bytes(&self.body).map_err(malformed)?;
+                Payload::Membership(of_v1(&old).map_err(|_error| CodecError::Malformed("membership"))?)
+            }
         };
         Ok(Entry { log_id: position.into(), payload })
     }
 
     fn head(&self) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
-        head[0] = FORMAT;
-        head[1] = self.kind as u8;
+        head[..2].copy_from_slice(&self.kind.tags());
         // Bounded by `encode_entry` and by `decode`.
         head[2..6].copy_from_slice(&u32::try_from(self.body.len()).unwrap_or(u32::MAX).to_be_bytes());
         let sum = crc32c::crc32c(&head[..6]);
@@ -151,14 +184,9 @@ fn decode_head(head: [u8; HEAD_BYTES]) -> Result<(Kind, usize), CodecError> {
     if format > FORMAT {
         return Err(CodecError::Newer(format));
     }
-    let kind = match kind {
-        0 => Kind::Blank,
-        1 => Kind::Normal,
-        2 => Kind::Membership,
-        _ => return Err(CodecError::Malformed("entry kind")),
-    };
+    let Some(kind) = Kind::of_tags([format, kind]) else { return Err(CodecError::Malformed("entry kind")) };
     match usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])) {
-        Ok(len) if format == FORMAT && len <= ENTRY_BYTES_MAX => Ok((kind, len)),
+        Ok(len) if len <= ENTRY_BYTES_MAX => Ok((kind, len)),
         _ => Err(CodecError::Malformed("entry head")),
     }
 }
@@ -198,7 +226,7 @@ pub(super) struct WalVote(pub(super) Vote);
 impl Encode for WalVote {
     fn encode<W: Write>(&self, mut to: W) -> io::Result<usize> {
         let mut bytes = [0; 19];
-        bytes[..2].copy_from_slice(&[FORMAT, !FORMAT]);
+        bytes[..2].copy_from_slice(&[VOTE_FORMAT, !VOTE_FORMAT]);
         bytes[2..10].copy_from_slice(&self.0.leader_id.term.get().to_be_bytes());
         bytes[10..18].copy_from_slice(&self.0.leader_id.node_id.get().to_be_bytes());
         bytes[18] = u8::from(self.0.committed);
@@ -210,8 +238,8 @@ impl Encode for WalVote {
 impl Decode for WalVote {
     fn decode<R: Read>(mut from: R) -> io::Result<Self> {
         match take(&mut from)? {
-            [FORMAT, complement] if complement == !FORMAT => {}
-            [format, complement] if complement == !format && format > FORMAT => {
+            [VOTE_FORMAT, complement] if complement == !VOTE_FORMAT => {}
+            [format, complement] if complement == !format && format > VOTE_FORMAT => {
                 return Err(CodecError::Newer(format).into());
             }
             _ => return Err(CodecError::Malformed("vote").into()),
@@ -280,6 +308,18 @@ mod tests {
             let entry = WalPayload::decode(&bytes[..]).unwrap().decode_entry(position).unwrap();
             assert_eq!(entry, Entry { log_id: position.into(), payload });
         }
+    }
+
+    #[test]
+    fn a_membership_of_format_one_stays_readable() {
+        let body = b"\x01\x01\x07\x01\x07\x02n1\x03a:1\0\x03dc1";
+        let mut bytes = vec![1, 2, 0, 0, 0, u8::try_from(body.len()).unwrap()];
+        bytes.extend(crc32c::crc32c(&bytes).to_be_bytes());
+        bytes.extend(body);
+        let entry = WalPayload::decode(&bytes[..]).unwrap().decode_entry(LogPosition::default()).unwrap();
+        let member = Member { name: "n1".into(), peer_addr: "a:1".into(), zone: "dc1".into(), ..Member::default() };
+        let membership = Membership::from(std::collections::BTreeMap::from([(NodeId::new(7), member)]));
+        assert_eq!(entry.payload, Payload::Membership(membership));
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Flushed {
                 if result.is_ok() {
                     let waited = clock::now().saturating_duration_since(self.started);
                     self.context.metrics.flush_seconds.observe(waited.as_secs_f64());
+                    self.context.metrics.flush_time.note(waited);
                 }
                 flushed.io_completed(result);
             }

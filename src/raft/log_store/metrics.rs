@@ -4,7 +4,9 @@
 //! Leaves out: the registry.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -24,8 +26,34 @@ pub struct LogMetrics {
     pub appended_bytes: Counter,
     /// From append to on disk, in seconds, one observation per append.
     pub flush_seconds: Histogram,
+    /// The same, smoothed.
+    pub flush_time: FlushTime,
     /// Reads that went to another thread because they may touch the disk.
     pub cold_reads: Counter,
+}
+
+/// The weight of the newest time in the smoothed one, as a divisor: 1/8, as in a smoothed round-trip time.
+const FLUSH_SMOOTHING: u32 = 8;
+
+/// How long it takes from append to on disk, of late. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct FlushTime(Arc<AtomicU64>);
+
+impl FlushTime {
+    /// Zero before the first.
+    #[must_use]
+    pub fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of one more. Two at once may lose one.
+    pub(in crate::raft) fn note(&self, took: Duration) {
+        let smoothed = match self.get() {
+            Duration::ZERO => took,
+            old => old - old / FLUSH_SMOOTHING + took / FLUSH_SMOOTHING,
+        };
+        self.0.store(u64::try_from(smoothed.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 impl Default for LogMetrics {
@@ -35,6 +63,7 @@ impl Default for LogMetrics {
             appended_bytes: Counter::default(),
             // 50 µs to 1.6 s.
             flush_seconds: Histogram::new(exponential_buckets(50e-6, 2.0, 16)),
+            flush_time: FlushTime::default(),
             cold_reads: Counter::default(),
         }
     }

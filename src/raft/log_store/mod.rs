@@ -59,7 +59,7 @@ use raft_log::api::raft_log_writer::RaftLogWriter as _;
 use tokio::sync::watch;
 
 pub(super) use flush::Fatal;
-pub(super) use metrics::LogMetrics;
+pub(super) use metrics::{FlushTime, LogMetrics};
 
 use crate::raft::types::Entry;
 use crate::types::{LogIndex, LogPosition};
@@ -257,6 +257,13 @@ impl LogStore {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics().register(registry);
         registry.register_collector(Box::new(metrics::WalCollector(Arc::downgrade(&self.inner))));
+    }
+
+    /// How many times it was brought to disk since it was opened, and how long that took together.
+    #[must_use]
+    pub fn syncs(&self) -> (u64, Duration) {
+        let flush = self.inner.wal.read().log.stat().flush_metrics;
+        (flush.sync_batch_count, Duration::from_micros(flush.sync_us))
     }
 
     /// Bytes of all chunks, those included that are about to be removed.

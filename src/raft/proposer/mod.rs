@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::rounds::{OWN_FURTHER_MIN, OWN_ROUNDS_MAX};
 use self::rounds::{ProposerLoop, Queue};
 use self::sender::RoundSender;
+use super::config::Timers;
 use super::leadership::{Leader, Leadership};
+use super::log_store::FlushTime;
 use super::metrics::ProposerMetrics;
 use super::network::Peers;
 use super::payload::{payload_bytes, reply_weight};
@@ -135,18 +137,20 @@ pub(super) struct Proposer {
 }
 
 impl Proposer {
-    /// A proposer and the loop that drives it.
+    /// A proposer and the loop that drives it, at a pace that follows from the timers and the disk.
     pub(super) fn new(
         raft: openraft::Raft<TypeConfig, StateStore>,
         peers: Peers,
         leadership: Leadership,
+        pace: (Timers, FlushTime),
         metrics: ProposerMetrics,
         shutdown: CancellationToken,
     ) -> (Self, ProposerLoop) {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
         let queued = Arc::new(AtomicUsize::new(0));
         let sender = RoundSender { raft, peers, metrics };
-        let driver = ProposerLoop::new(sender, leadership.clone(), Queue::new(waiting, queued.clone()), shutdown);
+        let queue_end = Queue::new(waiting, queued.clone());
+        let driver = ProposerLoop::new(sender, leadership.clone(), pace, queue_end, shutdown);
         (Self { queue, queued, waiting_bytes: Arc::default(), leadership }, driver)
     }
 

@@ -152,6 +152,7 @@ impl Cluster {
             transport: Arc::new(self.network.endpoint(&address(me))),
             cluster: CLUSTER,
             me: NodeId::new(me),
+            book: AddressBook::default(),
             zone: address(me).into(),
             packer: Packer::default(),
         }

@@ -427,6 +427,86 @@ async fn heartbeats_measure_the_round_trip_and_every_answer_its_time() {
     assert_eq!(wire.series(&format!("peer_calls_total{lane}")), 0);
 }
 
+/// To a peer that is far away, opening a connection takes longer than a heartbeat may.
+#[tokio::test]
+async fn calls_too_short_to_open_a_connection_open_it_together() {
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    let address = impostor(move |mut stream| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let mut hello = [0; HELLO.len()];
+            stream.read_exact(&mut hello).await.unwrap();
+            tokio::time::sleep(BRIEF * 2).await;
+            stream.write_all(ACCEPTED).await.unwrap();
+            let mut request = [0; 4];
+            while stream.read_exact(&mut request).await.is_ok() {
+                // An empty request is answered with an empty answer.
+                stream.write_all(&request).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let transport = TcpTransport::new(TransportMetrics::default());
+    let mut failed = 0;
+    let started = clock::now();
+    while let Err(error) = transport.call(&address, Channel::Heartbeat, Bytes::new(), clock::now() + BRIEF).await {
+        assert!(matches!(error, CallError::Unreachable { .. }), "nothing was sent: {error}");
+        failed += 1;
+        assert!(started.elapsed() < AMPLE);
+    }
+    assert!(failed > 0, "the peer was not far enough away");
+    assert_eq!(accepted.load(Ordering::SeqCst), 1, "each call began anew");
+    let rtt = transport.rtt(&address).unwrap();
+    assert!(rtt < BRIEF, "{rtt:?} is the time of opening the connection");
+}
+
+#[tokio::test]
+async fn a_pipe_sends_ahead_of_the_answers_which_come_in_order() {
+    let wire = Wire::new().await;
+    let address = wire.address();
+    let open = || wire.transport.pipe(&address, Channel::Append, clock::now() + AMPLE);
+    let mut pipe = open().await.unwrap();
+    for request in ["wait", "1", "2"] {
+        pipe.send(Bytes::from_static(request.as_bytes()), clock::now() + AMPLE).await.unwrap();
+    }
+    wire.handler.waiting.notified().await;
+    assert_eq!(wire.handler.begun(), 1, "the other end works on one after the other");
+    // Waiting in vain loses nothing.
+    let early = tokio::time::timeout(BRIEF, pipe.answer(clock::now() + AMPLE)).await;
+    assert!(early.is_err());
+    wire.handler.release.notify_one();
+    for expected in ["waited", "1", "2"] {
+        assert_eq!(pipe.answer(clock::now() + AMPLE).await.unwrap(), expected);
+    }
+    // With all answered its connection serves others; given up, it does not.
+    drop(pipe);
+    assert_answers(&wire).await;
+    let mut pipe = open().await.unwrap();
+    assert_eq!(wire.connects(Channel::Append), 1);
+    pipe.send(Bytes::from_static(b"hang"), clock::now() + AMPLE).await.unwrap();
+    drop(pipe);
+    assert_answers(&wire).await;
+    assert_eq!(wire.connects(Channel::Append), 2);
+}
+
+#[tokio::test]
+async fn a_pipe_ends_with_the_first_answer_that_does_not_come() {
+    let wire = Wire::new().await;
+    for (request, limit) in [(&b"hang"[..], BRIEF), (b"refuse", AMPLE)] {
+        let mut pipe = wire.transport.pipe(&wire.address(), Channel::Append, clock::now() + AMPLE).await.unwrap();
+        pipe.send(Bytes::from_static(request), clock::now() + AMPLE).await.unwrap();
+        pipe.send(Bytes::from_static(b"next"), clock::now() + AMPLE).await.unwrap();
+        let answer = pipe.answer(clock::now() + limit).await;
+        assert!(matches!(answer, Err(CallError::NoAnswer { .. })), "{answer:?}");
+        assert!(pipe.answer(clock::now() + AMPLE).await.is_err(), "nobody can tell whose the next one is");
+        assert!(pipe.send(Bytes::from_static(b"more"), clock::now() + AMPLE).await.is_err());
+    }
+    let nobody = wire.nobody().await;
+    let pipe = wire.transport.pipe(&nobody, Channel::Append, clock::now() + AMPLE).await;
+    assert!(matches!(pipe, Err(CallError::Unreachable { .. })));
+}
+
 #[tokio::test]
 async fn the_peer_that_was_silent_longest_is_forgotten_first() {
     let wire = Wire::new().await;

@@ -179,7 +179,7 @@ async fn a_newer_format_is_named() {
             bytes[head + 6..head + 10].copy_from_slice(&sum);
         });
         let error = refused(&dir);
-        assert!(matches!(error, LogError::Newer { found: 9, newest: 1, .. }), "{error}");
+        assert!(matches!(error, LogError::Newer { found: 9, newest: 2, .. }), "{error}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! Old bytes: the chunk files under `tests/fixtures/raft-log-v1` must open and hold what they held for ever, and today's
-//! program still writes them.
+//! Old bytes: the chunk files of each format under `tests/fixtures` must open and hold what they held for ever, and today's
+//! program still writes those of the newest.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use super::*;
 use crate::raft::types::Membership;
 use crate::types::Member;
 
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/raft-log-v1");
+const FIXTURE_V1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/raft-log-v1");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/raft-log-v2");
 
 /// Set to write the fixture anew: only ever for a new directory of a new format.
 const BLESS: &str = "QUORATE_BLESS_FIXTURES";
@@ -18,6 +19,7 @@ fn entries() -> Vec<Entry> {
         peer_addr: format!("{name}.example:7001"),
         client_url: format!("http://{name}.example:7000"),
         zone: "eu".into(),
+        ..Member::default()
     };
     let nodes = BTreeMap::from([(NodeId::new(1), member("one")), (NodeId::new(2), member("two"))]);
     let first = Entry { log_id: id(1, 0), payload: Payload::Membership(Membership::from(nodes)) };
@@ -49,16 +51,18 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test]
-async fn the_first_format_still_opens() {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, bytes) in files(Path::new(FIXTURE)) {
-        std::fs::write(dir.path().join(name), bytes).unwrap();
+async fn every_format_still_opens() {
+    for fixture in [FIXTURE_V1, FIXTURE] {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files(Path::new(fixture)) {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let mut store = open(dir.path());
+        assert_eq!(store.read_vote().await.unwrap(), Some(vote(2)));
+        assert_eq!(store.committed(), Some(position(2, 22)));
+        assert_eq!(store.purged(), Some(position(1, 0)));
+        assert_eq!(all(&mut store).await, entries()[1..]);
     }
-    let mut store = open(dir.path());
-    assert_eq!(store.read_vote().await.unwrap(), Some(vote(2)));
-    assert_eq!(store.committed(), Some(position(2, 22)));
-    assert_eq!(store.purged(), Some(position(1, 0)));
-    assert_eq!(all(&mut store).await, entries()[1..]);
 }
 
 #[tokio::test]

@@ -76,6 +76,8 @@ async fn what_waits_behind_entries_without_a_quorum_is_turned_away_too() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
+    // The leader's own first entry is committed then: what is behind the commit below is the write.
+    cluster.write(leader, "before").await;
     cluster.isolate(leader);
     // In the log before it knows: of unknown outcome, and so waited for until the deadline.
     let in_log = tokio::spawn({

@@ -3,6 +3,8 @@
 //! Guarantees that the rooms below the API hold together: forming, writing through any node, reading on any node, and what
 //! a node says when it can't. Leaves out: processes and kill -9 (`cluster_process`), and the HTTP contract.
 
+mod membership;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::node::{Consistency, Node, NodeConfig, ReadOptions, Role, StartError, WriteError};
+use quorate::node::{Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadOptions, Role, StartError, WriteError};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::state::{OpReply, Principal, StateConfig, Txn, TxnOp};
 use quorate::telemetry::Metrics;
@@ -46,9 +48,10 @@ fn config(dir: &Path, name: &str, first: &BTreeMap<String, String>) -> NodeConfi
             name: name.into(),
             peer_addr: first[name].clone(),
             client_url: format!("http://{name}"),
-            zone: String::new(),
+            ..Member::default()
         },
-        first_members: Some(first.clone()),
+        origin: Origin::FirstMembers(first.clone()),
+        policy: MemberPolicy::default(),
         raft: RaftConfig {
             data_dir: dir.join(name),
             timers: Timers::default(),

@@ -254,6 +254,10 @@ class Quorate:
     def wait_ready(self, processes, name):
         processes.wait_ready(f"{self.urls[name]}/readyz", lambda body: True, self.start_seconds_max)
 
+    def wait_ready_for_metrics(self, processes, name):
+        """Waits until a node that was started tells its figures, whether it can serve or not."""
+        processes.wait_ready(f"{self.urls[name]}/metrics", lambda body: b"quorate_catchup_active" in body, self.start_seconds_max)
+
     def restart(self, processes, names, how, without_state=False):
         """Stops nodes, starts them again, and waits until all are ready: seconds, and memory of the largest."""
         for name in names:

@@ -221,6 +221,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
         state: StateConfig::new(bytes(tuning.write_buffer_bytes), bytes(tuning.value_cache_bytes)),
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,
+        catchup_bytes_per_second: tuning.catchup_bytes_per_second,
     };
     let member = Member {
         name: config.name.to_string(),

@@ -15,7 +15,7 @@ use serde::Deserialize;
 pub use settings::Settings;
 pub use values::{
     Addresses, BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX,
-    Name, Size, Span,
+    Name, Rate, Size, Span,
 };
 
 use crate::types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, VALUE_BYTES_MAX};
@@ -43,6 +43,12 @@ const RUNTIME_THREADS_DEFAULT_MAX: usize = 8;
 
 /// The least log that is worth a snapshot, in bytes.
 const SNAPSHOT_LOG_BYTES_MIN: Size = Size(64 * 1024);
+
+/// What snapshots may take of a link where no limit is named: half of one of a gigabit.
+const CATCHUP_LIMIT_DEFAULT: Rate = Rate(Size::mib(50));
+
+/// The least limit: a part of the smallest size each second.
+const CATCHUP_LIMIT_MIN: Rate = Rate(Size(64 * 1024));
 
 /// Log files to a log that makes a snapshot due.
 const SNAPSHOT_LOG_PARTS: u64 = 4;
@@ -138,6 +144,8 @@ pub struct Tuning {
     pub write_time_target: Duration,
     /// A snapshot is due once the log grew by this many bytes, or by the last snapshot's size if that is more.
     pub snapshot_log_bytes: u64,
+    /// What all snapshots that are sent to members may take together, in bytes a second.
+    pub catchup_bytes_per_second: u64,
     /// Memory for recent log entries, in bytes.
     pub log_cache_bytes: u64,
     /// Memory for pages of the state engine, in bytes.
@@ -412,6 +420,13 @@ fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {
     let cache =
         |flag, given: Option<Size>, default| in_range(flag, given.unwrap_or(default), CACHE_BYTES_MIN, unlimited);
     let snapshot_log = settings.snapshot_log_bytes.unwrap_or(Size::mib(256));
+    let catchup_limit = settings.catchup_limit.unwrap_or(CATCHUP_LIMIT_DEFAULT);
+    if catchup_limit < CATCHUP_LIMIT_MIN {
+        return invalid(format!(
+            "--catchup-limit is {catchup_limit}; it must be at least {CATCHUP_LIMIT_MIN}; to have no limit, give more \
+             than the network carries"
+        ));
+    }
     let write_buffer = settings.write_buffer_bytes.unwrap_or(Size::mib(256));
     let runtime_threads = settings.runtime_threads.unwrap_or_else(default_threads);
     if runtime_threads == 0 || runtime_threads > RUNTIME_THREADS_MAX {
@@ -427,6 +442,7 @@ fn tuning(settings: &Settings, rtt: Duration) -> Result<Tuning, ConfigError> {
         write_time_target: write_time_target(settings, rtt)?,
         value_bytes_max: usize::try_from(value_bytes_max).unwrap_or(VALUE_BYTES_MAX),
         snapshot_log_bytes: in_range("snapshot-log-bytes", snapshot_log, SNAPSHOT_LOG_BYTES_MIN, unlimited)?,
+        catchup_bytes_per_second: catchup_limit.0.0,
         log_cache_bytes: cache("log-cache-bytes", settings.log_cache_bytes, Size::mib(64))?,
         state_cache_bytes: cache("state-cache-bytes", settings.state_cache_bytes, Size::mib(640))?,
         value_cache_bytes: cache("value-cache-bytes", settings.value_cache_bytes, Size::mib(512))?,

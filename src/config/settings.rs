@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::values::{Addresses, BaseUrl, HostPort, InitialCluster, Name, Size, Span};
+use super::values::{Addresses, BaseUrl, HostPort, InitialCluster, Name, Rate, Size, Span};
 use super::{ConfigError, LogFormat};
 
 /// The largest configuration file that is read, in bytes.
@@ -112,6 +112,9 @@ pub struct Settings {
         help_heading = "Tuning"
     )]
     pub snapshot_log_bytes: Option<Size>,
+    /// Most that this node sends of snapshots, to all members that catch up together [default: 50MiB/s]
+    #[arg(long, env = "QUORATE_CATCHUP_LIMIT", hide_env_values = true, value_name = "SIZE/s", help_heading = "Tuning")]
+    pub catchup_limit: Option<Rate>,
     /// Memory for recent log entries [default: 64MiB]
     #[arg(long, env = "QUORATE_LOG_CACHE_BYTES", hide_env_values = true, value_name = "SIZE", help_heading = "Tuning")]
     pub log_cache_bytes: Option<Size>,
@@ -206,6 +209,7 @@ impl Settings {
             in_flight_bytes_max: self.in_flight_bytes_max.or(fallback.in_flight_bytes_max),
             write_time_target: self.write_time_target.or(fallback.write_time_target),
             snapshot_log_bytes: self.snapshot_log_bytes.or(fallback.snapshot_log_bytes),
+            catchup_limit: self.catchup_limit.or(fallback.catchup_limit),
             log_cache_bytes: self.log_cache_bytes.or(fallback.log_cache_bytes),
             state_cache_bytes: self.state_cache_bytes.or(fallback.state_cache_bytes),
             value_cache_bytes: self.value_cache_bytes.or(fallback.value_cache_bytes),

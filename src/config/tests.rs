@@ -29,6 +29,7 @@ fn a_name_and_a_directory_are_enough() {
     assert_eq!((config.zone.as_str(), config.rtt, config.log_format), ("", RTT_DEFAULT, LogFormat::Text));
     assert_eq!(config.tuning.snapshot_log_bytes, 256 << 20);
     assert_eq!(config.tuning.log_chunk_bytes(), 64 << 20);
+    assert_eq!(config.tuning.catchup_bytes_per_second, 50 << 20);
     assert_eq!(config.tuning.value_bytes_max, VALUE_BYTES_MAX);
 }
 
@@ -37,7 +38,7 @@ fn every_setting_can_stand_in_the_file() {
     let config = resolve(
         "client_addr = '0.0.0.0:80'\npeer_addr = '0.0.0.0:81'\nadvertise_client_url = 'http://h1:80'\n\
          advertise_peer_addr = 'h1:81'\nzone = 'dc1'\ninitial_cluster = 'n1=h1:81,n2=h2:81'\nrtt = '80ms'\n\
-         log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\nlog_cache_bytes = '2MiB'\n\
+         log_format = 'json'\nvalue_bytes_max = '1MiB'\nsnapshot_log_bytes = 1048576\ncatchup_limit = '5MiB/s'\nlog_cache_bytes = '2MiB'\n\
          state_cache_bytes = '3MiB'\nvalue_cache_bytes = '4MiB'\nwrite_buffer_bytes = '32MiB'\nruntime_threads = 3\nconnections_max = 5\nconnections_per_ip_max = 4\n\
          in_flight_bytes_max = '64MiB'\nwrite_time_target = '2s'",
     )
@@ -52,6 +53,7 @@ fn every_setting_can_stand_in_the_file() {
         write_time_target: Duration::from_secs(2),
         value_bytes_max: 1 << 20,
         snapshot_log_bytes: 1 << 20,
+        catchup_bytes_per_second: 5 << 20,
         log_cache_bytes: 2 << 20,
         state_cache_bytes: 3 << 20,
         value_cache_bytes: 4 << 20,
@@ -119,6 +121,9 @@ fn contradictions_are_refused_with_a_way_out() {
         ("value_bytes_max = 0", "it must be at least 1"),
         ("value_bytes_max = '1GiB'", "--value-bytes-max is 1GiB; it must be at most"),
         ("snapshot_log_bytes = 1", "it must be at least 64KiB"),
+        ("catchup_limit = 0", "--catchup-limit is 0/s; it must be at least 64KiB/s; to have no limit,"),
+        ("catchup_limit = '50'", "--catchup-limit is 50/s"),
+        ("catchup_limit = 'much'", "'much' is no rate; it must be like 50MiB/s"),
         ("log_cache_bytes = 1", "it must be at least 1MiB"),
         ("write_buffer_bytes = '1MiB'", "it must be at least 16MiB"),
         ("runtime_threads = 0", "it must be 1 to 256"),

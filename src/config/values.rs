@@ -110,6 +110,28 @@ impl fmt::Display for Size {
 
 from_file_as_string!(Size, "a size in bytes, or a string like \"256MiB\"");
 
+/// Bytes a second, written as a size, with or without `/s` behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate(pub Size);
+
+impl FromStr for Rate {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let size = text.strip_suffix("/s").unwrap_or(text);
+        let invalid = |_| InvalidValue::new(format!("'{text}' is no rate; it must be like 50MiB/s or 512KiB/s"));
+        size.parse().map(Self).map_err(invalid)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
+    }
+}
+
+from_file_as_string!(Rate, "bytes a second, or a string like \"50MiB/s\"");
+
 /// The members a cluster is formed with: the same list, in any order, on each of them. Names and addresses are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitialCluster(Vec<InitialMember>);
@@ -247,6 +269,17 @@ mod tests {
         }
         assert_eq!("64MB".parse(), Ok(Size(64_000_000)));
         assert!("64 horses".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second() {
+        for text in ["50MiB", "50MiB/s", "52428800", "52428800/s"] {
+            assert_eq!(text.parse(), Ok(Rate(Size::mib(50))), "{text}");
+        }
+        assert_eq!(Rate(Size::mib(50)).to_string(), "50MiB/s");
+        for bad in ["50MiB/h", "50MiB/s/s", "/s", "fast", "", "-1"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad}");
+        }
     }
 
     #[test]

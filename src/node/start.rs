@@ -126,7 +126,9 @@ impl Node {
             };
         }
         let identity = self.settle_log(config).await?;
-        let raft_identity = RaftIdentity { cluster: identity.cluster, me: identity.id, transport: transport.clone() };
+        let zone = config.member.zone.clone();
+        let raft_identity =
+            RaftIdentity { cluster: identity.cluster, me: identity.id, zone, transport: transport.clone() };
         let raft = RaftNode::open(&config.raft, raft_identity, metrics, self.0.fatal.clone()).await?;
         // Known from here on, so that stopping ends it however far the start comes. Set once: a node is started once.
         let raft = self.0.raft.get_or_init(|| raft);
@@ -253,6 +255,7 @@ mod tests {
                 state: StateConfig::default(),
                 engine_cache_bytes: 1 << 20,
                 snapshot_log_bytes: 1 << 20,
+                catchup_bytes_per_second: 50 * 1024 * 1024,
             },
         };
         let transport = || Arc::new(Network::new().endpoint("n1"));

@@ -94,10 +94,12 @@ pub struct RaftConfig {
     pub engine_cache_bytes: usize,
     /// A snapshot is built once the log since the last one outgrows this and the last snapshot's size, in bytes.
     pub snapshot_log_bytes: u64,
+    /// What all snapshots that this node sends to members may take together, in bytes a second.
+    pub catchup_bytes_per_second: u64,
 }
 
-/// Log entries kept behind a snapshot, so that a follower that was away for a short while need not load it.
-const LOG_ENTRIES_KEPT: u64 = 20_000;
+/// A learner that lacks no more entries than this counts as caught up with the log.
+const LEARNER_LAG_MAX: u64 = 20_000;
 
 /// The most entries in one append call; their bytes are bounded by the log store's read limit.
 const APPEND_ENTRIES_MAX: u64 = 1_024;
@@ -123,10 +125,10 @@ impl RaftConfig {
             quorum_loss_probe_interval: Some(ms(election_max) * 2),
             // Snapshots are asked for by size of the log (`maintenance`), not by count of entries.
             snapshot_policy: openraft::SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: LOG_ENTRIES_KEPT,
-            purge_batch_size: 1_000,
+            // The log is removed on request alone: openraft knows neither its size nor what members still need of it.
+            max_in_snapshot_log_to_keep: u64::MAX,
             max_payload_entries: APPEND_ENTRIES_MAX,
-            replication_lag_threshold: LOG_ENTRIES_KEPT,
+            replication_lag_threshold: LEARNER_LAG_MAX,
             ..openraft::Config::default()
         }
         .validate()

@@ -1,12 +1,14 @@
 //! What a node does by itself in the background: snapshots by size of the log, freshness of reads, watching for the end.
 //!
 //! Guarantees: a snapshot is asked for once the log has outgrown both the configured size and the last snapshot, so that
-//! writing snapshots at most doubles what is written; the log stays within a small multiple of that size; a node that serves bounded reads refreshes its proof of freshness.
-//! Leaves out: how any of it is done.
+//! writing snapshots at most doubles what is written; the log stays within a small multiple of that size, and is removed
+//! here alone; a node that serves bounded reads refreshes its proof of freshness. Leaves out: how any of it is done, and how
+//! much of the log is worth keeping (`retention`).
 
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,16 +16,15 @@ use tokio_util::task::TaskTracker;
 use super::fatal::Fatal;
 use super::log_store::LogStore;
 use super::read_barrier::ReadBarrier;
+use super::retention::{self, Follower, LogView};
+use super::snapshot_transfer::LogHolds;
 use super::state_store::{StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock;
+use crate::types::NodeId;
 
 /// How often the size of the log is looked at.
 const SIZE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// The log is purged behind snapshots once it is larger than this many times what triggers one. (openraft purges by count
-/// of entries, which for large ones would be far too late.)
-const LOG_SIZES_KEPT: u64 = 2;
 
 /// How old the proof of freshness may grow before it is renewed in the background.
 const FRESHNESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -37,7 +38,9 @@ pub(super) struct Maintenance {
     pub(super) log: LogStore,
     pub(super) state: StateAccess,
     pub(super) barrier: ReadBarrier,
+    pub(super) me: NodeId,
     pub(super) snapshot_log_bytes: u64,
+    pub(super) holds: LogHolds,
     pub(super) fatal: Fatal,
 }
 
@@ -52,60 +55,80 @@ impl Maintenance {
                 }
             });
         };
-        let Self { raft, log, state, barrier, snapshot_log_bytes, fatal } = self;
-        until(Box::pin(snapshots_by_size(raft.clone(), log.clone(), state, snapshot_log_bytes)));
+        let Self { raft, log, state, barrier, me, snapshot_log_bytes, holds, fatal } = self;
+        let keeper = LogKeeper { raft: raft.clone(), log: log.clone(), state, me, snapshot_log_bytes, holds };
+        until(Box::pin(keeper.run()));
         until(Box::pin(freshness(barrier)));
         until(Box::pin(watch_for_the_end(raft, log, fatal)));
     }
 }
 
-/// Asks for a snapshot whenever the log since the last one is long enough.
-async fn snapshots_by_size(
+/// Bounds the log: asks for snapshots, and removes what stands behind them.
+struct LogKeeper {
     raft: openraft::Raft<TypeConfig, StateStore>,
     log: LogStore,
     state: StateAccess,
+    me: NodeId,
     snapshot_log_bytes: u64,
-) {
-    let mut ticks = tokio::time::interval(SIZE_CHECK_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What an earlier life left in the log counts as not yet covered: too early a snapshot is only work.
-    let mut covered = 0;
-    let mut position = state.snapshots.newest().map(|file| file.meta().position);
-    let mut asked_at = None;
-    let found = log.size_on_disk();
-    let written = || found + log.metrics().appended_bytes.get();
-    loop {
-        ticks.tick().await;
-        let newest = state.snapshots.newest();
-        let newest_position = newest.as_ref().map(|file| file.meta().position);
-        if newest_position != position {
-            position = newest_position;
-            covered = asked_at.take().unwrap_or_else(written);
+    holds: LogHolds,
+}
+
+impl LogKeeper {
+    /// Asks for a snapshot whenever the log since the last one is long enough, and removes what is not worth keeping.
+    async fn run(self) {
+        let mut ticks = tokio::time::interval(SIZE_CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What an earlier life left in the log counts as not yet covered: too early a snapshot is only work.
+        let mut covered = 0;
+        let mut position = self.state.snapshots.newest().map(|file| file.meta().position);
+        let mut asked_at = None;
+        let found = self.log.size_on_disk();
+        let written = || found + self.log.metrics().appended_bytes.get();
+        loop {
+            ticks.tick().await;
+            let newest = self.state.snapshots.newest();
+            let newest_position = newest.as_ref().map(|file| file.meta().position);
+            if newest_position != position {
+                position = newest_position;
+                covered = asked_at.take().unwrap_or_else(written);
+            }
+            let least = self.snapshot_log_bytes.max(newest.map_or(0, |file| file.file_bytes()));
+            let due_bytes = retention::due_bytes(least, self.me);
+            if let Some(index) = self.removable(due_bytes) {
+                if self.raft.trigger().purge_log(index).await.is_err() {
+                    return;
+                }
+                self.holds.removed(index);
+            }
+            if written().saturating_sub(covered) < due_bytes {
+                continue;
+            }
+            asked_at.get_or_insert_with(written);
+            if self.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
         }
-        let threshold = snapshot_log_bytes.max(newest.map_or(0, |file| file.file_bytes()));
-        if log.size_on_disk() > threshold.saturating_mul(LOG_SIZES_KEPT)
-            && let Some(index) = purgeable(&state, &log)
-            && raft.trigger().purge_log(index).await.is_err()
-        {
-            return;
-        }
-        if written().saturating_sub(covered) < threshold {
-            continue;
-        }
-        asked_at.get_or_insert_with(written);
-        if raft.trigger().snapshot().await.is_err() {
-            return;
-        }
+    }
+
+    /// Up to where the log should be removed now, if at all.
+    fn removable(&self, due_bytes: u64) -> Option<u64> {
+        let purged = self.log.purged().map(|position| position.index.get());
+        let files = self.state.snapshots.all();
+        let mut snapshots: Vec<u64> =
+            files.iter().filter_map(|file| file.meta().position).map(|position| position.index.get()).collect();
+        snapshots.sort_unstable();
+        let followers = followers(&self.raft.metrics().borrow_watched(), self.me);
+        let by_members = retention::needed(followers.into_iter(), purged);
+        let needed = by_members.into_iter().chain(self.holds.lowest()).min();
+        LogView { purged, snapshots: &snapshots, needed, bytes: self.log.size_on_disk(), due_bytes }.removable()
     }
 }
 
-/// Up to where the log may be purged at most: an older snapshot if that frees anything, so that a member that was away for
-/// a short while still finds what it lacks, else the newest.
-fn purgeable(state: &StateAccess, log: &LogStore) -> Option<u64> {
-    let purged = log.purged();
-    let mut positions: Vec<_> = state.snapshots.all().iter().filter_map(|file| file.meta().position).collect();
-    positions.sort_unstable();
-    positions.into_iter().find(|position| Some(*position) > purged).map(|position| position.index.get())
+/// What this node knows of the others; nothing where it does not lead.
+fn followers(metrics: &RaftMetrics<TypeConfig>, me: NodeId) -> Vec<Follower> {
+    let replication = metrics.replication.iter().flatten().filter(|(id, _)| **id != me);
+    let heard = |id| metrics.heartbeat.as_ref()?.get(id)?.as_ref().map(|at| at.elapsed());
+    replication.map(|(id, matched)| Follower { matched: matched.map(|id| id.index), heard: heard(id) }).collect()
 }
 
 /// Renews the proof that local data is fresh, so that bounded reads find one.

@@ -1,11 +1,11 @@
 //! What members say to each other: an envelope that names cluster, sender and addressee, and one request or response.
 //!
 //! ```text
-//! version (1) | postcard of Envelope { cluster, from, to } and the body
+//! version (1) | form (1) | postcard of Envelope { cluster, from, to } and the body
 //! ```
 //!
-//! Guarantees: a message of another cluster, for another node, or of a newer format is refused by name and never acted on.
-//! Leaves out: connections and deadlines (`transport`), and what a request does (`server`).
+//! Guarantees: a message of another cluster, for another node, or of another format is refused by name and never acted on.
+//! Leaves out: connections and deadlines (`transport`), the packed form (`packing`), and what a request does (`server`).
 
 use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
@@ -16,8 +16,37 @@ use super::types::{Entry, LogId, Payload, SnapshotMeta, TypeConfig, Vote};
 use crate::state::Outcome;
 use crate::types::{ClusterId, LogIndex, NodeId};
 
-/// The newest message format.
+/// The message format, the only one that is read and written.
+///
+/// | version | |
+/// |---|---|
+/// | 1 | no form |
+/// | 2 | a message may be packed |
 const MESSAGE_VERSION: u8 = 2;
+
+/// What stands before the body of a message: version and form.
+pub(super) const HEAD_BYTES: usize = 2;
+
+/// How the body of a message is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Form {
+    /// As it is.
+    Plain = 0,
+    /// Its size and a zstd frame of it.
+    Zstd = 1,
+}
+
+/// The head of a message.
+pub(super) fn head(form: Form) -> [u8; HEAD_BYTES] {
+    [MESSAGE_VERSION, form as u8]
+}
+
+/// The form of a message; `None` if it is of another version, or of a form that is not known here.
+pub(super) fn form(message: &[u8]) -> Option<Form> {
+    let found = message.first_chunk::<HEAD_BYTES>()?;
+    [Form::Plain, Form::Zstd].into_iter().find(|form| head(*form) == *found)
+}
 
 /// Who says something to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,8 +189,11 @@ pub(super) enum ForwardRefusal {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum MessageError {
     /// From a newer program.
-    #[error("peer message format {0} is newer than the newest this program knows ({MESSAGE_VERSION}); upgrade it")]
+    #[error("peer message format {0} is newer than the one this program speaks ({MESSAGE_VERSION}); upgrade it")]
     Newer(u8),
+    /// From an older program.
+    #[error("peer message format {0} is older than the one this program speaks ({MESSAGE_VERSION}); upgrade the other")]
+    Older(u8),
     /// Not a message.
     #[error("not a peer message: {0}")]
     Malformed(String),
@@ -248,19 +280,27 @@ pub(super) fn decode_response(bytes: &[u8]) -> Result<Response, MessageError> {
 }
 
 fn encode<T: Serialize>(value: &T, expected_bytes: usize) -> Result<Bytes, MessageError> {
-    let mut out = Vec::with_capacity(1 + expected_bytes);
-    out.push(MESSAGE_VERSION);
+    let mut out = Vec::with_capacity(HEAD_BYTES + expected_bytes);
+    out.extend_from_slice(&head(Form::Plain));
     let out = postcard::to_extend(value, out).map_err(|error| MessageError::Malformed(error.to_string()))?;
     Ok(Bytes::from(out))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
-    match bytes.split_first() {
-        Some((&MESSAGE_VERSION, body)) => {
-            postcard::from_bytes(body).map_err(|error| MessageError::Malformed(error.to_string()))
+    let malformed = |what: &str| MessageError::Malformed(what.into());
+    match bytes.first() {
+        Some(&MESSAGE_VERSION) => {}
+        Some(&version) if version > MESSAGE_VERSION => return Err(MessageError::Newer(version)),
+        Some(&version @ 1..) => return Err(MessageError::Older(version)),
+        _ => return Err(malformed("no version")),
+    }
+    match form(bytes) {
+        Some(Form::Plain) => {
+            postcard::from_bytes(&bytes[HEAD_BYTES..]).map_err(|error| MessageError::Malformed(error.to_string()))
         }
-        Some((&version, _)) if version > MESSAGE_VERSION => Err(MessageError::Newer(version)),
-        _ => Err(MessageError::Malformed("no version".into())),
+        // Whoever takes packed messages unpacks them before.
+        Some(Form::Zstd) => Err(malformed("it is packed")),
+        None => Err(malformed("its form is not known")),
     }
 }
 
@@ -296,10 +336,27 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_by_number() {
-        let mut newer = bytes().to_vec();
-        newer[0] = 9;
-        assert_eq!(decode_request(&newer, ENVELOPE.cluster, ENVELOPE.to).unwrap_err(), MessageError::Newer(9));
+    fn another_format_is_refused_by_number_and_with_what_to_do() {
+        let refusal = |at: usize, byte| {
+            let mut other = bytes().to_vec();
+            other[at] = byte;
+            decode_request(&other, ENVELOPE.cluster, ENVELOPE.to).unwrap_err().to_string()
+        };
+        let newer = "peer message format 9 is newer than the one this program speaks (2); upgrade it";
+        let older = "peer message format 1 is older than the one this program speaks (2); upgrade the other";
+        assert_eq!((refusal(0, 9).as_str(), refusal(0, 1).as_str()), (newer, older));
+        assert_eq!(refusal(0, 0), "not a peer message: no version");
+        assert_eq!(refusal(1, 9), "not a peer message: its form is not known");
+        assert_eq!(refusal(1, Form::Zstd as u8), "not a peer message: it is packed");
+    }
+
+    #[test]
+    fn messages_of_format_one_are_told_apart() {
+        let stored = golden::read("peer-messages-v1");
+        for (name, bytes) in &stored {
+            let refused = decode::<(Envelope, Request)>(bytes).unwrap_err();
+            assert_eq!(refused, MessageError::Older(1), "{name}");
+        }
     }
 
     fn vote() -> Vote {

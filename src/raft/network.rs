@@ -1,9 +1,11 @@
 //! openraft's calls to other members, over a [`Transport`].
 //!
 //! Guarantees: heartbeats, appends, votes and snapshots use channels of their own; a peer that can't be reached is reported
-//! as such, so that openraft backs off; pre-vote is really asked, never assumed. Leaves out: what the peer does (`server`)
-//! and how a snapshot is cut into parts (`snapshot_transfer`).
+//! as such, so that openraft backs off; pre-vote is really asked, never assumed; entries and forwarded commands are packed on
+//! their way to another zone, and only there. Leaves out: what the peer does (`server`) and how a snapshot is cut into parts
+//! (`snapshot_transfer`).
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,10 +26,11 @@ use openraft::{AnyError, RaftMetrics, RaftNetworkFactory, RaftNetworkV2};
 use super::address_book::AddressBook;
 use super::leadership::is_overdue;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
+use super::packing::Packer;
 use super::pipeline;
 use super::refusals::Refusals;
 use super::snapshot_store::SnapshotHandle;
-use super::snapshot_transfer;
+use super::snapshot_transfer::{self, Outgoing};
 use super::types::{Snapshot, TypeConfig, Vote};
 use crate::clock::{self, Instant};
 use crate::transport::{CallError, Channel, Pipe, Transport};
@@ -44,6 +47,9 @@ pub(super) struct Peers {
     pub(super) me: NodeId,
     /// Where members are now: openraft keeps calling a member as it was when the call's client was made.
     pub(super) book: AddressBook,
+    /// The data centre of this node; empty if none was named.
+    pub(super) zone: Arc<str>,
+    pub(super) packer: Packer,
 }
 
 impl Peers {
@@ -51,18 +57,29 @@ impl Peers {
     pub(super) async fn call(
         &self,
         to: NodeId,
-        address: &str,
+        member: &Member,
         channel: Channel,
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
-        let bytes = self.encode(to, request)?;
-        understand(&self.transport.call(address, channel, bytes, clock::now() + timeout).await?)
+        let deadline = clock::now() + timeout;
+        let bytes = self.encode(to, member, request).await?;
+        understand(&self.transport.call(&member.peer_addr, channel, bytes, deadline).await?)
     }
 
-    fn encode(&self, to: NodeId, request: &Request) -> Result<Bytes, PeerError> {
+    /// The bytes of a request to a member, packed where that is worth it.
+    async fn encode(&self, to: NodeId, member: &Member, request: &Request) -> Result<Bytes, PeerError> {
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
-        encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))
+        let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
+        if matches!(request, Request::Append(_) | Request::Forward { .. }) && self.is_far(member) {
+            return Ok(self.packer.pack(bytes).await);
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a member stands in another data centre: there a byte costs more than the time to save it.
+    fn is_far(&self, member: &Member) -> bool {
+        !self.zone.is_empty() && !member.zone.is_empty() && *self.zone != *member.zone
     }
 }
 
@@ -113,6 +130,7 @@ impl From<PeerError> for RPCError<TypeConfig> {
 /// Makes the clients openraft calls members with.
 pub(super) struct NetworkFactory {
     pub(super) peers: Peers,
+    pub(super) outgoing: Arc<Outgoing>,
     /// Whether appends are sent ahead of the answers to those before.
     pub(super) pipelined: bool,
     pub(super) quorum: Quorum,
@@ -150,10 +168,10 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
-        let (peers, address) = (self.peers.clone(), member.peer_addr.clone());
+        let (peers, member, outgoing) = (self.peers.clone(), member.clone(), Arc::clone(&self.outgoing));
         let (pipelined, quorum) = (self.pipelined, self.quorum.clone());
         let refusals = self.refusals.clone();
-        PeerClient { peers, target, address, channel: Channel::Append, pipelined, quorum, refusals }
+        PeerClient { peers, target, member, channel: Channel::Append, outgoing, pipelined, quorum, refusals }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
@@ -170,8 +188,10 @@ pub(super) struct PeerClient {
     peers: Peers,
     refusals: Arc<Refusals>,
     target: NodeId,
-    address: String,
+    /// As it was when this client was made.
+    member: Member,
     channel: Channel,
+    outgoing: Arc<Outgoing>,
     pipelined: bool,
     quorum: Quorum,
 }
@@ -193,14 +213,34 @@ impl PeerClient {
         }
     }
 
-    /// The bytes of a request to this member.
-    pub(super) fn encode(&self, request: &Request) -> Result<Bytes, PeerError> {
-        self.peers.encode(self.target, request)
+    /// Who is called.
+    pub(super) fn target(&self) -> NodeId {
+        self.target
+    }
+
+    /// The round-trip time to it, where it is known.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.peers.transport.rtt(&self.member().peer_addr)
+    }
+
+    /// The member, where it is now.
+    fn member(&self) -> Cow<'_, Member> {
+        match self.peers.book.address(self.target) {
+            Some(moved) if moved != self.member.peer_addr => {
+                Cow::Owned(Member { peer_addr: moved, ..self.member.clone() })
+            }
+            _ => Cow::Borrowed(&self.member),
+        }
+    }
+
+    /// The bytes of a request to this member, packed where that is worth it.
+    pub(super) async fn encode(&self, request: &Request) -> Result<Bytes, PeerError> {
+        self.peers.encode(self.target, &self.member, request).await
     }
 
     /// A way to send appends ahead of the answers to those before.
     pub(super) async fn pipe(&self, deadline: Instant) -> Result<Box<dyn Pipe>, PeerError> {
-        Ok(self.peers.transport.pipe(&self.address, self.channel, deadline).await?)
+        Ok(self.peers.transport.pipe(&self.member().peer_addr, self.channel, deadline).await?)
     }
 
     pub(super) async fn call(
@@ -209,12 +249,11 @@ impl PeerClient {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, PeerError> {
-        let moved = self.peers.book.address(self.target);
-        let address = moved.as_deref().unwrap_or(&self.address);
-        let answer = self.peers.call(self.target, address, channel, request, timeout).await;
+        let member = self.member();
+        let answer = self.peers.call(self.target, &member, channel, request, timeout).await;
         answer.inspect_err(|error| {
             if let PeerError::Refused(reason) = error {
-                self.refusals.note(self.target, address, reason);
+                self.refusals.note(self.target, &member.peer_addr, reason);
             }
         })
     }
@@ -287,7 +326,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let send = snapshot_transfer::send(self, vote, &snapshot);
+        let send = snapshot_transfer::send(self, &self.outgoing, vote, &snapshot);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = send => result,
@@ -314,39 +353,78 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
+    use super::super::messages::{Form, encode_response, form, head};
     use super::*;
 
-    /// Gives the same answer to everything.
-    struct Answers(Bytes);
+    /// Gives the same answer to everything, and keeps what was asked last.
+    struct Answers {
+        answer: Bytes,
+        asked: Mutex<Bytes>,
+    }
 
     impl Transport for Answers {
         fn call<'a>(
             &'a self,
             _: &'a str,
             _: Channel,
-            _: Bytes,
+            request: Bytes,
             _: Instant,
-        ) -> crate::transport::BoxFuture<'a, Result<Bytes, CallError>> {
-            Box::pin(std::future::ready(Ok(self.0.clone())))
+        ) -> BoxFuture<'a, Result<Bytes, CallError>> {
+            *self.asked.lock() = request;
+            Box::pin(std::future::ready(Ok(self.answer.clone())))
         }
+    }
+
+    fn peers(answer: Bytes, zone: &str) -> (Peers, Arc<Answers>) {
+        let transport = Arc::new(Answers { answer, asked: Mutex::default() });
+        let packer = Packer::default();
+        let (cluster, me) = (ClusterId::new(1), NodeId::new(1));
+        let book = AddressBook::default();
+        (Peers { transport: transport.clone(), cluster, me, book, zone: zone.into(), packer }, transport)
+    }
+
+    fn member(zone: &str) -> Member {
+        Member { peer_addr: "n2:1".into(), zone: zone.into(), ..Member::default() }
     }
 
     #[tokio::test]
     async fn only_a_refusal_proves_that_a_request_was_not_acted_on() {
-        let refusal = super::super::messages::encode_response(&Response::Refused("no".into())).unwrap();
+        let refusal = encode_response(&Response::Refused("no".into())).unwrap();
+        let unknown = head(Form::Plain).into_iter().chain(*b"\xff an answer of a kind unknown here").collect();
         for (answer, may_have_arrived) in [
             (refusal, false),
-            (Bytes::from_static(b"\x03from a newer program"), true),
-            (Bytes::from_static(b"\x01\xff an answer of a kind unknown here"), true),
+            (Bytes::from_static(b"\x7f from a newer program"), true),
+            (unknown, true),
             (Bytes::new(), true),
         ] {
-            let transport = Arc::new(Answers(answer.clone()));
-            let peers =
-                Peers { transport, cluster: ClusterId::new(1), me: NodeId::new(1), book: AddressBook::default() };
+            let (peers, _) = peers(answer.clone(), "");
             let request = Request::Forward { commands: Bytes::new(), timeout_ms: 1 };
-            let call = peers.call(NodeId::new(2), "n2:1", Channel::Forward, &request, Duration::from_secs(1));
+            let (to, member) = (NodeId::new(2), member(""));
+            let call = peers.call(to, &member, Channel::Forward, &request, Duration::from_secs(1));
             let error = call.await.unwrap_err();
             assert_eq!(error.may_have_arrived(), may_have_arrived, "{answer:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_are_packed_on_their_way_to_another_zone_and_only_there() {
+        let answer = encode_response(&Response::Forward(Ok(Vec::new()))).unwrap();
+        let (large, small) = (Bytes::from(vec![7; 100_000]), Bytes::from(vec![7; 100]));
+        for (mine, theirs, commands, expected) in [
+            ("dc1", "dc2", &large, Form::Zstd),
+            ("dc1", "dc2", &small, Form::Plain),
+            ("dc1", "dc1", &large, Form::Plain),
+            ("", "dc2", &large, Form::Plain),
+            ("dc1", "", &large, Form::Plain),
+        ] {
+            let (peers, transport) = peers(answer.clone(), mine);
+            let request = Request::Forward { commands: commands.clone(), timeout_ms: 1 };
+            let (to, limit) = (NodeId::new(2), Duration::from_secs(1));
+            peers.call(to, &member(theirs), Channel::Forward, &request, limit).await.unwrap();
+            let asked = transport.asked.lock().clone();
+            assert_eq!(form(&asked), Some(expected), "{mine} {theirs} {}", commands.len());
         }
     }
 }

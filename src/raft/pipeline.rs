@@ -104,7 +104,7 @@ where
             Some(pipe) => pipe,
             None => self.client.pipe(deadline).await?,
         };
-        pipe.send(self.client.encode(&request)?, deadline).await?;
+        pipe.send(self.client.encode(&request).await?, deadline).await?;
         self.pipe = Some(pipe);
         self.sent.push_back(Sent { prev, last, at });
         Ok(())

@@ -27,13 +27,13 @@ use super::maintenance::Maintenance;
 use super::membership_change::{self, ChangeError, Roster};
 use super::metrics::{ProposerMetrics, RaftCollector, StateMetrics};
 use super::network::{NetworkFactory, Peers, Quorum};
+use super::packing::{Packer, PackingMetrics, Unpacker};
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::{BarrierError, ReadBarrier, ReadIndexSource};
 use super::recovery::{RecoveryError, recover};
-use super::refusals::Refusals;
 use super::server::PeerServer;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
-use super::snapshot_transfer::Receiver;
+use super::snapshot_transfer::{LogHolds, Outgoing, Receiver, TransferMetrics as SnapshotTransferMetrics};
 use super::state_store::{AppliedTo, StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
@@ -68,6 +68,8 @@ pub struct RaftIdentity {
     pub cluster: ClusterId,
     /// This node.
     pub me: NodeId,
+    /// The data centre it stands in; empty if none was named.
+    pub zone: String,
     /// The way to other members.
     pub transport: Arc<dyn Transport>,
 }
@@ -110,14 +112,16 @@ impl RaftNode {
         metrics: &Metrics,
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
-        let RaftIdentity { cluster, me, transport } = identity;
+        let (cluster, me) = (identity.cluster, identity.me);
         let mut log = open_log(config).await?;
         metrics.register(|registry| log.register_metrics(registry));
         let (store, state) = open_state(config, cluster, &mut log, metrics, &fatal).await?;
 
-        let book = AddressBook::default();
-        let peers = Peers { transport, cluster, me, book: book.clone() };
-        let (raft, refusals) = start_openraft(config, &peers, log.clone(), store).await?;
+        let (holds, moved) = (LogHolds::default(), metrics.register(SnapshotTransferMetrics::register));
+        let network = network(config, identity, &holds, &moved, metrics);
+        let (peers, book) = (network.peers.clone(), network.peers.book.clone());
+        let refusals = network.refusals.clone();
+        let raft = start_openraft(config, network, log.clone(), store).await?;
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
@@ -135,12 +139,13 @@ impl RaftNode {
             proposer: proposer.clone(),
             read_index: source,
             state: state.clone(),
-            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir()))),
+            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir(), moved))),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
             forwarded: forwarded(),
             refusals,
+            unpacker: Unpacker::default(),
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
@@ -150,7 +155,9 @@ impl RaftNode {
             log: log.clone(),
             state: state.clone(),
             barrier: barrier.clone(),
+            me,
             snapshot_log_bytes: config.snapshot_log_bytes,
+            holds,
             fatal: fatal.clone(),
         };
         tasks.spawn(proposer_loop.run());
@@ -442,23 +449,35 @@ async fn open_state(
     Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
 }
 
-/// Starts it; what other members refuse is noted.
+/// The ways to other members, snapshots included.
+fn network(
+    config: &RaftConfig,
+    identity: RaftIdentity,
+    holds: &LogHolds,
+    moved: &SnapshotTransferMetrics,
+    metrics: &Metrics,
+) -> NetworkFactory {
+    let RaftIdentity { cluster, me, zone, transport } = identity;
+    let packer = Packer::new(metrics.register(PackingMetrics::register));
+    let outgoing = Arc::new(Outgoing::new(config.catchup_bytes_per_second, holds.clone(), moved.clone()));
+    let pipelined = config.timers.far() && transport.has_pipes();
+    let quorum = Quorum::new(config.timers.election_max);
+    let peers = Peers { transport, cluster, me, book: AddressBook::default(), zone: zone.into(), packer };
+    NetworkFactory { peers, outgoing, pipelined, quorum, refusals: Arc::default() }
+}
+
 async fn start_openraft(
     config: &RaftConfig,
-    peers: &Peers,
+    network: NetworkFactory,
     log: LogStore,
     store: StateStore,
-) -> Result<(openraft::Raft<TypeConfig, StateStore>, Arc<Refusals>), OpenError> {
+) -> Result<openraft::Raft<TypeConfig, StateStore>, OpenError> {
     let raft_config = Arc::new(config.openraft().map_err(|error| OpenError::Raft(error.to_string()))?);
-    let pipelined = config.timers.far() && peers.transport.has_pipes();
-    let quorum = Quorum::new(config.timers.election_max);
-    let refusals = Arc::new(Refusals::default());
-    let network =
-        NetworkFactory { peers: peers.clone(), pipelined, quorum: quorum.clone(), refusals: refusals.clone() };
-    let raft = openraft::Raft::new(peers.me, raft_config, network, log, store);
+    let quorum = network.quorum.clone();
+    let raft = openraft::Raft::new(network.peers.me, raft_config, network, log, store);
     let raft = raft.await.map_err(|error| OpenError::Raft(error.to_string()))?;
     quorum.watch(raft.metrics());
-    Ok((raft, refusals))
+    Ok(raft)
 }
 
 /// Tells the log who leads, finds out whether this node still has a quorum if it does, and keeps up where members are.

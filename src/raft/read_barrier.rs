@@ -222,7 +222,7 @@ impl ReadIndexSource {
                 }
                 let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                 let request = Request::ReadIndex { timeout_ms };
-                let answer = self.peers.call(id, &member.peer_addr, Channel::Heartbeat, &request, timeout).await;
+                let answer = self.peers.call(id, &member, Channel::Heartbeat, &request, timeout).await;
                 match answer {
                     Ok(Response::ReadIndex(Ok(index))) => Ok(index),
                     Ok(Response::ReadIndex(Err(ReadIndexRefusal::NoQuorum))) => Err(BarrierError::NoQuorum),

@@ -14,10 +14,12 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::background;
 use super::leadership::Leadership;
 use super::messages::{
     ForwardRefusal, MessageError, Request, Response, SnapshotOffer, decode_request, encode_response,
 };
+use super::packing::Unpacker;
 use super::payload::carried_back;
 use super::proposer::{ProposeError, Proposer};
 use super::read_barrier::ReadIndexSource;
@@ -54,22 +56,24 @@ pub(super) struct PeerServer {
     /// Holds a token for each call with forwarded commands.
     pub(super) forwarded: TaskTracker,
     pub(super) refusals: Arc<Refusals>,
+    pub(super) unpacker: Unpacker,
 }
 
 impl PeerHandler for PeerServer {
     fn handle(&self, _channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
         Box::pin(async move {
-            let response = match decode_request(&request, self.cluster, self.me) {
-                Ok((_, request)) => {
-                    self.answer(request).await.unwrap_or_else(|error| Response::Refused(error.to_string()))
-                }
-                Err(error) => {
+            let answer = async {
+                // Its room is held until it is answered.
+                let request = self.unpacker.unpack(request).await.map_err(io::Error::other)?;
+                let decoded = decode_request(&request.message, self.cluster, self.me).inspect_err(|error| {
                     if matches!(error, MessageError::OtherCluster { .. }) {
-                        self.refusals.note_stranger(&error);
+                        self.refusals.note_stranger(error);
                     }
-                    Response::Refused(error.to_string())
-                }
+                });
+                let (_, decoded) = decoded.map_err(io::Error::other)?;
+                self.answer(decoded).await
             };
+            let response = answer.await.unwrap_or_else(|error| Response::Refused(error.to_string()));
             encode_response(&response).ok()
         })
     }
@@ -170,7 +174,7 @@ async fn install(
 ) -> io::Result<SnapshotResponse<TypeConfig>> {
     let incoming = receiver.end(&offer).await.map_err(io::Error::other)?;
     let (path, sha256) = (incoming.clone(), offer.sha256);
-    let handle = match tokio::task::spawn_blocking(move || snapshots.adopt(&path, sha256)).await? {
+    let handle = match background::run("snapshot-check", move || snapshots.adopt(&path, sha256)).await? {
         Ok(handle) => handle,
         Err(error) => {
             // Damaged on the way or at its source: it must not be taken for the beginning of the next transfer.

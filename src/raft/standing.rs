@@ -143,7 +143,7 @@ impl ReadIndexSource {
     }
 
     async fn standing_of(&self, id: NodeId, member: &Member) -> Result<Standing, PeerError> {
-        let answer = self.peers.call(id, &member.peer_addr, Channel::Heartbeat, &Request::Standing, self.timeout());
+        let answer = self.peers.call(id, member, Channel::Heartbeat, &Request::Standing, self.timeout());
         match answer.await? {
             Response::Standing(standing) => Ok(standing),
             other => Err(unexpected(&other)),

@@ -165,7 +165,7 @@ impl StateStore {
     async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
         let (home, config) = (self.home.clone(), self.config.clone());
         let snapshots = self.snapshots.clone();
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = background::run("snapshot-load", move || {
             snapshots.keep(&snapshot).map_err(io::Error::other)?;
             load_snapshot(&home, &snapshot, &config).map_err(io::Error::other)
         });

@@ -3,7 +3,8 @@
 //! All members call one address, so the relay tells callers apart by the process that owns the calling socket. Guarantees:
 //! what is sent over a link arrives in its order and as much later as the link is long; opening a connection takes a round
 //! trip; what is sent over a cut link is held back, as by a network that drops packets, and arrives after healing; a lost
-//! packet is a stall of its connection, as TCP makes it one. Leaves out: bandwidth.
+//! packet is a stall of its connection, as TCP makes it one; a severed connection ends wherever it stands. Leaves out:
+//! bandwidth.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -47,6 +48,8 @@ impl Weather {
 /// Relays for all members.
 pub(crate) struct Links {
     weather: watch::Sender<Weather>,
+    /// Whose connections were severed last, as (caller, callee).
+    severed: watch::Sender<(usize, usize)>,
     /// Process ids of the members, as they change.
     pids: Arc<Mutex<Vec<Option<u32>>>>,
     _relays: JoinSet<()>,
@@ -69,12 +72,14 @@ impl Links {
         }
         let mut cluster = Cluster::prepare_behind(settings, &listen, &advertised).await;
         let (weather, watched) = watch::channel(Weather { delay, ..Weather::default() });
+        let (severed, watched_severed) = watch::channel((usize::MAX, usize::MAX));
         let pids = Arc::new(Mutex::new(vec![None; listen.len()]));
         let mut relays = JoinSet::new();
         for (callee, (listener, target)) in listeners.into_iter().zip(listen).enumerate() {
-            relays.spawn(relay(listener, target, callee, pids.clone(), watched.clone()));
+            let news = News { weather: watched.clone(), severed: watched_severed.clone() };
+            relays.spawn(relay(listener, target, callee, pids.clone(), news));
         }
-        let links = Self { weather, pids, _relays: relays };
+        let links = Self { weather, severed, pids, _relays: relays };
         for node in &mut cluster.nodes {
             node.start();
         }
@@ -105,6 +110,11 @@ impl Links {
         self.cut(&pairs.collect::<Vec<_>>());
     }
 
+    /// Breaks the connections that stand from a caller to a callee, in the middle of what they carry. New ones can be made.
+    pub(crate) fn sever(&self, caller: usize, callee: usize) {
+        self.severed.send_replace((caller, callee));
+    }
+
     /// Cuts a node off all others, both ways.
     pub(crate) fn isolate(&self, node: usize, nodes: usize) {
         self.part(&[node], &(0..nodes).filter(|other| *other != node).collect::<Vec<_>>());
@@ -121,16 +131,30 @@ impl Links {
     }
 }
 
-async fn relay(
-    listener: TcpListener,
-    target: String,
-    callee: usize,
-    pids: Arc<Mutex<Vec<Option<u32>>>>,
+/// What happens to connections.
+#[derive(Clone)]
+struct News {
     weather: watch::Receiver<Weather>,
-) {
+    severed: watch::Receiver<(usize, usize)>,
+}
+
+impl News {
+    /// Returns once the connections of this call are severed from now on.
+    async fn severed(&mut self, call: (usize, usize)) {
+        self.severed.mark_unchanged();
+        while self.severed.changed().await.is_ok() {
+            if *self.severed.borrow_and_update() == call {
+                return;
+            }
+        }
+    }
+}
+
+async fn relay(listener: TcpListener, target: String, callee: usize, pids: Arc<Mutex<Vec<Option<u32>>>>, news: News) {
     let mut connections = JoinSet::new();
     while let Ok((inbound, from)) = listener.accept().await {
-        let (target, weather, pids) = (target.clone(), weather.clone(), pids.lock().unwrap().clone());
+        let (target, mut news, pids) = (target.clone(), news.clone(), pids.lock().unwrap().clone());
+        let weather = news.weather.clone();
         connections.spawn(async move {
             let to = inbound.local_addr().unwrap();
             let asked_at = Instant::now();
@@ -150,6 +174,7 @@ async fn relay(
             tokio::select! {
                 () = pump(in_read, out_write, call, call, weather.clone()) => {}
                 () = pump(out_read, in_write, back, call, weather) => {}
+                () = news.severed(call) => {}
             }
         });
     }

@@ -59,6 +59,7 @@ fn config(dir: &Path, name: &str, first: &BTreeMap<String, String>) -> NodeConfi
             state: StateConfig::default(),
             engine_cache_bytes: 16 * 1024 * 1024,
             snapshot_log_bytes: 64 * 1024 * 1024,
+            catchup_bytes_per_second: 50 * 1024 * 1024,
         },
     }
 }

@@ -133,6 +133,7 @@ fn run(
         state: StateConfig::default(),
         engine_cache_bytes: 16 * 1024 * 1024,
         snapshot_log_bytes: 64 * 1024 * 1024,
+        catchup_bytes_per_second: 50 * 1024 * 1024,
     };
     let (peer_addr, client_url) = (first[name].clone(), url.clone());
     let member = Member { name: name.into(), peer_addr, client_url, ..Member::default() };

@@ -58,6 +58,7 @@ fn config(dir: &Path, name: &str) -> NodeConfig {
             state: StateConfig::default(),
             engine_cache_bytes: 1024 * 1024,
             snapshot_log_bytes: u64::MAX,
+            catchup_bytes_per_second: 50 << 20,
         },
     }
 }

@@ -335,7 +335,7 @@ impl ProposerLoop {
             Leader::Me => self.in_flight.begin(size, sender.propose(groups)),
             Leader::Other(id, member) => {
                 let groups = refuse_forwarded(groups, Some(id));
-                self.in_flight.begin(size, sender.forward(id, member.peer_addr, groups));
+                self.in_flight.begin(size, sender.forward(id, member, groups));
             }
             Leader::None => self.try_again(refuse_forwarded(groups, None)),
         }

@@ -16,7 +16,7 @@ use crate::raft::state_store::StateStore;
 use crate::raft::types::TypeConfig;
 use crate::state::{Batch, Command, Outcome};
 use crate::transport::Channel;
-use crate::types::NodeId;
+use crate::types::{Member, NodeId};
 
 /// What a forwarding node keeps of its callers' time for the way back, as a part of what is left ...
 const RETURN_PART: u32 = 8;
@@ -67,7 +67,7 @@ impl RoundSender {
     }
 
     /// Sends the groups to the leader; returns those that surely were not proposed there.
-    pub(super) async fn forward(self, leader: NodeId, address: String, groups: Vec<Group>) -> Vec<Group> {
+    pub(super) async fn forward(self, leader: NodeId, member: Member, groups: Vec<Group>) -> Vec<Group> {
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.stage.propose()).collect();
         let Some(deadline) = groups.iter().map(|group| group.deadline).max() else { return Vec::new() };
         let commands: Vec<Command> = groups.iter().flat_map(|group| group.commands.iter().cloned()).collect();
@@ -79,7 +79,7 @@ impl RoundSender {
         };
         let started = clock::now();
         self.metrics.commands_per_round.observe(commands.len() as f64);
-        let result = self.peers.call(leader, &address, Channel::Forward, &request, timeout).await;
+        let result = self.peers.call(leader, &member, Channel::Forward, &request, timeout).await;
         self.metrics.round_seconds.observe(started.elapsed().as_secs_f64());
         let unknown = match result {
             Ok(Response::Forward(Ok(outcomes))) if outcomes.len() == commands.len() => {

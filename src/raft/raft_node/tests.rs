@@ -31,11 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a condition that gives no news is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Stands before a member: counts the calls that arrive, and holds those of one channel for as long as it is told to.
+/// Stands before a member: counts the calls that arrive and their bytes, and holds those of one channel for as long as it is told to.
 struct Gate {
     inner: Arc<dyn PeerHandler>,
     held: watch::Sender<Option<Channel>>,
     calls: [AtomicU64; Channel::ALL.len()],
+    bytes: [AtomicU64; Channel::ALL.len()],
 }
 
 impl Gate {
@@ -50,11 +51,16 @@ impl Gate {
     fn calls(&self, channel: Channel) -> u64 {
         self.calls[usize::from(channel.code()) - 1].load(Ordering::SeqCst)
     }
+
+    fn bytes(&self, channel: Channel) -> u64 {
+        self.bytes[usize::from(channel.code()) - 1].load(Ordering::SeqCst)
+    }
 }
 
 impl PeerHandler for Gate {
     fn handle(&self, channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
         self.calls[usize::from(channel.code()) - 1].fetch_add(1, Ordering::SeqCst);
+        self.bytes[usize::from(channel.code()) - 1].fetch_add(request.len() as u64, Ordering::SeqCst);
         Box::pin(async move {
             self.held.subscribe().wait_for(|held| *held != Some(channel)).await.ok()?;
             self.inner.handle(channel, request).await
@@ -72,11 +78,17 @@ struct Cluster {
     network: Network,
     dir: TempDir,
     snapshot_log_bytes: u64,
+    catchup_bytes_per_second: u64,
     members: BTreeMap<u64, Running>,
 }
 
 fn address(id: u64) -> String {
     format!("n{id}")
+}
+
+/// Each stands in a zone of its own, so that what is large is packed on its way.
+fn member(id: u64) -> Member {
+    Member { name: address(id), peer_addr: address(id), zone: address(id), ..Member::default() }
 }
 
 fn soon(millis: u64) -> Instant {
@@ -103,12 +115,15 @@ impl Cluster {
     }
 
     async fn start_with(count: u64, snapshot_log_bytes: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut cluster = Self { network: Network::new(), dir, snapshot_log_bytes, members: BTreeMap::new() };
+        Self::start_limited(count, snapshot_log_bytes, 50 * 1024 * 1024).await
+    }
+
+    async fn start_limited(count: u64, snapshot_log_bytes: u64, catchup_bytes_per_second: u64) -> Self {
+        let (network, dir) = (Network::new(), tempfile::tempdir().unwrap());
+        let mut cluster = Self { network, dir, snapshot_log_bytes, catchup_bytes_per_second, members: BTreeMap::new() };
         for id in 1..=count {
             cluster.open(id).await;
         }
-        let member = |id| Member { name: address(id), peer_addr: address(id), ..Member::default() };
         let first = (1..=count).map(|id| (NodeId::new(id), member(id))).collect();
         cluster.node(1).initialize(first).await.unwrap();
         cluster.leader().await;
@@ -119,20 +134,42 @@ impl Cluster {
         RaftConfig {
             data_dir: self.dir.path().join(address(id)),
             timers: super::super::config::Timers::default(),
-            log: LogConfig::default(),
+            // Removed in whole files: they must be smaller than what makes a snapshot due.
+            log: LogConfig {
+                chunk_bytes: (self.snapshot_log_bytes / 4).min(LogConfig::default().chunk_bytes),
+                ..LogConfig::default()
+            },
             state: StateConfig::default(),
             engine_cache_bytes: 1024 * 1024,
             snapshot_log_bytes: self.snapshot_log_bytes,
+            catchup_bytes_per_second: self.catchup_bytes_per_second,
+        }
+    }
+
+    /// Calls other members as this one does.
+    fn peers(&self, me: u64) -> Peers {
+        Peers {
+            transport: Arc::new(self.network.endpoint(&address(me))),
+            cluster: CLUSTER,
+            me: NodeId::new(me),
+            book: AddressBook::default(),
+            zone: address(me).into(),
+            packer: Packer::default(),
         }
     }
 
     async fn open(&mut self, id: u64) {
         let transport = Arc::new(self.network.endpoint(&address(id)));
-        let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(id), transport };
+        let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(id), zone: address(id), transport };
         let config = self.config(id);
         drop(LogStore::open(&config.data_dir.join("log"), config.log.clone()).unwrap());
         let node = RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await.unwrap();
-        let gate = Gate { inner: node.handler(), held: watch::Sender::new(None), calls: Default::default() };
+        let gate = Gate {
+            inner: node.handler(),
+            held: watch::Sender::new(None),
+            calls: Default::default(),
+            bytes: Default::default(),
+        };
         let gate = Arc::new(gate);
         self.network.serve(&address(id), gate.clone());
         self.members.insert(id, Running { node, gate });
@@ -160,7 +197,12 @@ impl Cluster {
     async fn leader_among(&self, ids: &[u64]) -> u64 {
         let mut found = None;
         until("a leader that all of them know", || {
-            let leads = |id: &&u64| self.node(**id).leader() == Leader::Me;
+            // Without a confirmation Raft takes no entry from who is cut off next.
+            let confirmed = |id: u64| {
+                let metrics = self.node(id).status().metrics;
+                self.members.len() == 1 || metrics.last_quorum_acked.is_some()
+            };
+            let leads = |id: &&u64| self.node(**id).leader() == Leader::Me && confirmed(**id);
             found = ids.iter().find(leads).copied();
             let known = found.map(NodeId::new);
             found.is_some() && ids.iter().all(|id| self.node(*id).status().leader() == known)
@@ -194,8 +236,15 @@ impl Cluster {
     }
 
     async fn write(&self, id: u64, key: &str) {
-        self.serves(id).await;
-        self.node(id).propose(put(key, "value"), soon(20_000)).await.unwrap().unwrap();
+        let deadline = soon(20_000);
+        loop {
+            self.serves(id).await;
+            match self.node(id).propose(put(key, "value"), deadline).await {
+                // It has just found out that it leads no more, after it was healed: surely not applied, so asked again.
+                Err(ProposeError::NoQuorum | ProposeError::NoLeader) if clock::now() < deadline => {}
+                result => return drop(result.unwrap().unwrap()),
+            }
+        }
     }
 
     async fn stop_all(mut self) {

@@ -39,6 +39,7 @@ fn config(dir: &Path) -> RaftConfig {
         state: StateConfig::default(),
         engine_cache_bytes: 1024 * 1024,
         snapshot_log_bytes: u64::MAX,
+        catchup_bytes_per_second: 50 * 1024 * 1024,
     }
 }
 
@@ -158,7 +159,7 @@ fn damage(file: &Path) {
 /// Opens a whole node on the directory and returns how far it has applied, its revision and where its log ends.
 async fn open_node(dir: &Path) -> (Option<u64>, Revision, Option<u64>) {
     let transport = Arc::new(Network::new().endpoint("n1"));
-    let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(1), transport };
+    let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(1), zone: String::new(), transport };
     let node = RaftNode::open(&config(dir), identity, &Metrics::new(), Fatal::default()).await.unwrap();
     let applied = *node.applied().borrow();
     let last = node.log().last().map(|position| position.index.get());

@@ -53,9 +53,10 @@ async fn open(dir: &Path, cluster: ClusterId) -> Result<RaftNode, OpenError> {
         state: StateConfig::default(),
         engine_cache_bytes: 1024 * 1024,
         snapshot_log_bytes: u64::MAX,
+        catchup_bytes_per_second: 50 << 20,
     };
     let transport = Arc::new(Network::new().endpoint("n3"));
-    let identity = RaftIdentity { cluster, me: NodeId::new(3), transport };
+    let identity = RaftIdentity { cluster, me: NodeId::new(3), zone: String::new(), transport };
     RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await
 }
 

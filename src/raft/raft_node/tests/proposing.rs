@@ -4,7 +4,6 @@ use futures::future::join_all;
 
 use super::*;
 use crate::raft::messages::{ForwardRefusal, Request, Response};
-use crate::raft::network::Peers;
 use crate::raft::proposer::{OWN_FURTHER_MIN, OWN_ROUNDS_MAX};
 use crate::state::Batch;
 use crate::types::LogIndex;
@@ -142,21 +141,35 @@ async fn a_follower_tells_what_its_leader_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_small_between_zones_and_arrives_whole() {
+    const BYTES: usize = 1024 * 1024;
+    let cluster = Cluster::start(3).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let value = vec![b'='; BYTES];
+    cluster.node(follower).propose(put("large", value.clone()), soon(20_000)).await.unwrap().unwrap();
+    for id in cluster.members.keys() {
+        cluster.node(*id).read_barrier(soon(20_000)).await.unwrap();
+        assert_eq!(cluster.value(*id, "large").as_deref(), Some(value.as_slice()));
+        for channel in [Channel::Forward, Channel::Append] {
+            let bytes = cluster.gate(*id).bytes(channel);
+            assert!(bytes < BYTES as u64 / 10, "{bytes} bytes of {} came to {id}", channel.name());
+        }
+    }
+    assert!(cluster.gate(leader).calls(Channel::Forward) > 0);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forwarded_command_is_not_forwarded_again() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let ids: Vec<u64> = cluster.members.keys().copied().filter(|id| *id != leader).collect();
-    let peers = Peers {
-        transport: Arc::new(cluster.network.endpoint(&address(ids[0]))),
-        cluster: CLUSTER,
-        me: NodeId::new(ids[0]),
-        book: crate::raft::address_book::AddressBook::default(),
-    };
+    let peers = cluster.peers(ids[0]);
     let before = cluster.gate(leader).calls(Channel::Forward);
     let request =
         Request::Forward { commands: Batch::encode(&[put("looped", "v")]).as_bytes().clone(), timeout_ms: 10_000 };
     let to = NodeId::new(ids[1]);
-    let answer = peers.call(to, &address(ids[1]), Channel::Forward, &request, PATIENCE).await.unwrap();
+    let answer = peers.call(to, &member(ids[1]), Channel::Forward, &request, PATIENCE).await.unwrap();
     assert!(
         matches!(&answer, Response::Forward(Err(ForwardRefusal::NotLeader(Some(hint)))) if *hint == NodeId::new(leader)),
         "{answer:?}"

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::raft::messages::{Request, Response, SnapshotOffer};
-use crate::raft::network::Peers;
 use crate::raft::types::Vote;
 use crate::state::snapshot;
+
+/// Time in which the size of the log is surely looked at: that nothing is removed then gives no news.
+const LOOKS_AT_THE_LOG: Duration = Duration::from_millis(1_500);
 
 /// Writes about so many MiB through the leader, then makes a snapshot there and removes the log before it.
 async fn fill_and_purge(cluster: &Cluster, mib: u64) -> SnapshotHandle {
@@ -37,7 +39,10 @@ async fn purge(node: &RaftNode, file: &SnapshotHandle) {
 
 /// A cluster whose third member is down and too far behind for the log; returns it with the file it will need.
 async fn one_behind(mib: u64) -> (Cluster, u64, SnapshotHandle) {
-    let mut cluster = Cluster::start(3).await;
+    one_behind_in(Cluster::start(3).await, mib).await
+}
+
+async fn one_behind_in(mut cluster: Cluster, mib: u64) -> (Cluster, u64, SnapshotHandle) {
     let behind = cluster.follower().await;
     cluster.stop(behind).await;
     let file = fill_and_purge(&cluster, mib).await;
@@ -102,6 +107,81 @@ async fn a_transfer_that_was_cut_goes_on_where_it_was() {
     cluster.stop_all().await;
 }
 
+/// The position of the newest snapshot that a member has.
+fn snapshot_at(cluster: &Cluster, id: u64) -> Option<LogPosition> {
+    cluster.node(id).0.state.snapshots.newest().and_then(|file| file.meta().position)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_ends_with_the_file_it_began_with_though_there_are_newer_ones() {
+    let (mut cluster, behind, file) = one_behind(4).await;
+    let leader = cluster.leader().await;
+    cluster.network.delay(&address(leader), &address(behind), Duration::from_millis(20));
+    cluster.open(behind).await;
+    until("parts have arrived", || cluster.gate(behind).calls(Channel::Snapshot) >= 3).await;
+    cluster.network.cut(&address(leader), &address(behind));
+    cluster.write(leader, "meanwhile").await;
+    let newer = cluster.node(leader).snapshot(soon(20_000)).await.unwrap();
+    assert!(newer.meta().position > file.meta().position);
+    cluster.network.heal(&address(leader), &address(behind));
+    caught_up(&cluster, behind).await;
+    assert_eq!(cluster.node(leader).leader(), Leader::Me, "another leader has another file");
+    assert_eq!(snapshot_at(&cluster, behind), file.meta().position);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_members_are_sent_one_file_at_once_within_one_limit() {
+    const LIMIT: u64 = 8 * 1024 * 1024;
+    let mut cluster = Cluster::start_limited(5, u64::MAX, LIMIT).await;
+    let leader = cluster.leader().await;
+    let behind: Vec<u64> = cluster.members.keys().copied().filter(|id| *id != leader).take(2).collect();
+    for id in &behind {
+        cluster.stop(*id).await;
+    }
+    let file = fill_and_purge(&cluster, 4).await;
+    let started = clock::now();
+    for id in &behind {
+        cluster.open(*id).await;
+    }
+    for id in &behind {
+        caught_up(&cluster, *id).await;
+        assert_eq!(snapshot_at(&cluster, *id), file.meta().position);
+    }
+    let least = Duration::from_millis(2 * file.file_bytes() * 1_000 / LIMIT);
+    let took = started.elapsed();
+    assert!(took > least.mul_f64(0.9), "{took:?}, and at the limit it takes {least:?}");
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_behind_a_snapshot_that_is_being_sent_is_kept_until_it_is_installed() {
+    let (mut cluster, behind, file) = one_behind_in(Cluster::start_with(3, 64 * 1024).await, 4).await;
+    let leader = cluster.leader().await;
+    let first = snapshot_at(&cluster, leader);
+    cluster.network.delay(&address(leader), &address(behind), Duration::from_millis(20));
+    cluster.open(behind).await;
+    until("parts have arrived", || cluster.gate(behind).calls(Channel::Snapshot) >= 3).await;
+    cluster.gate(behind).hold(Channel::Snapshot);
+    // More than twice what makes a snapshot due, so that it would be removed, but less than four times, so that it may be
+    // kept. It compresses to nothing: snapshots, and what makes one due, stay as they are.
+    let node = cluster.node(leader);
+    for at in 0..13 {
+        let value = vec![at; 1024 * 1024];
+        node.propose(put(&format!("plain-{at}"), value), soon(20_000)).await.unwrap().unwrap();
+    }
+    until("there is a newer snapshot", || snapshot_at(&cluster, leader) > first).await;
+    tokio::time::sleep(LOOKS_AT_THE_LOG).await;
+    assert_eq!(node.status().purged(), first, "removed, although it is needed");
+    cluster.gate(behind).release();
+    caught_up(&cluster, behind).await;
+    assert_eq!(cluster.node(leader).leader(), Leader::Me, "another leader has another log");
+    // Its beginning, its parts and its end, and no other: the log was there behind it.
+    let calls = cluster.gate(behind).calls(Channel::Snapshot);
+    assert!(calls <= file.file_bytes().div_ceil(1024 * 1024) + 2, "{calls} calls");
+    cluster.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_rots_at_the_leader_is_refused_and_replaced() {
     let (mut cluster, behind, file) = one_behind(3).await;
@@ -143,19 +223,14 @@ async fn the_end_of_a_transfer_may_be_told_more_than_once() {
     let leader = cluster.leader().await;
     cluster.open(behind).await;
     caught_up(&cluster, behind).await;
-    let peers = Peers {
-        transport: Arc::new(cluster.network.endpoint(&address(leader))),
-        cluster: CLUSTER,
-        me: NodeId::new(leader),
-        book: crate::raft::address_book::AddressBook::default(),
-    };
+    let peers = cluster.peers(leader);
     let offer = SnapshotOffer {
         vote: Vote::new_committed(cluster.node(leader).status().term(), NodeId::new(leader)),
         meta: file.raft_meta().clone(),
         file_bytes: file.file_bytes(),
         sha256: file.sha256().unwrap(),
     };
-    let (to, at) = (NodeId::new(behind), address(behind));
+    let (to, at) = (NodeId::new(behind), member(behind));
     let (begin, end) = (Request::SnapshotBegin(offer.clone()), Request::SnapshotEnd(offer));
     let answers = tokio::join!(
         peers.call(to, &at, Channel::Snapshot, &end, PATIENCE),

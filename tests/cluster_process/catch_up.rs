@@ -20,6 +20,10 @@ const NOISE_BYTES: usize = 512 * 1024;
 /// Values that can: they take room in the log, and none in the snapshot.
 const PLAIN_BYTES: usize = 1024 * 1024;
 
+/// A log no larger than this is kept for who needs it: four times the snapshot, whose size makes one due here. Puts that
+/// outrun the snapshots leave a larger one.
+const LOG_BYTES_HELD: u64 = 4 * NOISE_VALUES * NOISE_BYTES as u64;
+
 /// How much is sent between two cuts, in bytes: no multiple of a part.
 const BETWEEN_CUTS: u64 = 700_001;
 
@@ -70,6 +74,11 @@ async fn one_behind(cluster: &mut Cluster) -> (usize, usize) {
     while cluster.nodes[leader].status().await.is_none_or(|status| status.purged_index <= had) {
         assert!(Instant::now() < deadline, "the log is not purged: {:?}", cluster.nodes[leader].status().await);
         put(&cluster.nodes[leader], "plain", vec![b'='; PLAIN_BYTES]).await;
+    }
+    // What is removed still because of its size would be removed under the transfer.
+    while cluster.nodes[leader].status().await.is_none_or(|status| status.sizes.log_bytes > LOG_BYTES_HELD) {
+        assert!(Instant::now() < deadline, "the log stays large: {:?}", cluster.nodes[leader].status().await);
+        sleep(POLL).await;
     }
     (leader, behind)
 }

@@ -119,8 +119,7 @@ impl RaftNode {
 
         let (holds, moved) = (LogHolds::default(), metrics.register(SnapshotTransferMetrics::register));
         let network = network(config, identity, &holds, &moved, metrics);
-        let (peers, book) = (network.peers.clone(), network.peers.book.clone());
-        let refusals = network.refusals.clone();
+        let (peers, book, refusals) = (network.peers.clone(), network.peers.book.clone(), network.refusals.clone());
         let raft = start_openraft(config, network, log.clone(), store).await?;
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -148,8 +147,7 @@ impl RaftNode {
             unpacker: Unpacker::default(),
         });
         let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
-        let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
-        metrics.register(|registry| registry.register_collector(Box::new(collector)));
+        collect_figures(&raft, &state, &log, metrics);
         let maintenance = Maintenance {
             raft: raft.clone(),
             log: log.clone(),
@@ -447,6 +445,17 @@ async fn open_state(
     let recovered = recover(home.clone(), &snapshots, log, config.state.clone()).await?;
     let state_metrics = metrics.register(StateMetrics::register);
     Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
+}
+
+/// Has the figures told that are looked up when somebody asks.
+fn collect_figures(
+    raft: &openraft::Raft<TypeConfig, StateStore>,
+    state: &StateAccess,
+    log: &LogStore,
+    metrics: &Metrics,
+) {
+    let collector = RaftCollector { metrics: raft.metrics(), state: state.clone(), log: log.clone() };
+    metrics.register(|registry| registry.register_collector(Box::new(collector)));
 }
 
 /// The ways to other members, snapshots included.

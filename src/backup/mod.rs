@@ -6,10 +6,22 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod catalogue;
+pub mod copy;
+#[cfg(test)]
+mod faults;
 pub mod layout;
 pub mod manifest;
+pub mod marker;
+pub mod probe;
+pub mod proof;
+pub mod prune;
+pub mod replay;
 pub mod repository;
+pub mod retention;
+#[cfg(test)]
+mod sample;
 pub mod seal;
 pub mod segment;
 pub mod target;
 pub mod transfer;
+pub mod verify;

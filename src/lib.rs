@@ -1,6 +1,7 @@
 //! Quorate: a strongly consistent key-value store.
 
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -12,6 +13,7 @@ pub mod server;
 pub mod state;
 pub mod storage;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;
 pub mod types;
 pub mod workload;

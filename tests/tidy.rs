@@ -40,7 +40,11 @@ const ROOMS: &[Room] = &[
         may_use: &["types", "codec", "clock", "telemetry", "storage", "transport", "state"],
         crates: &["openraft", "raft_log", "codeq"],
     },
-    Room { name: "backup", may_use: &["types", "codec", "clock", "storage", "state"], crates: &["object_store"] },
+    Room {
+        name: "backup",
+        may_use: &["types", "codec", "clock", "storage", "state", "tls"],
+        crates: &["object_store", "age", "croner"],
+    },
     Room { name: "node", may_use: &CORE, crates: &[] },
     Room {
         name: "api",

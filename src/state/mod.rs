@@ -10,6 +10,7 @@ mod checkpoint;
 mod command;
 mod history;
 mod load;
+mod log_entry;
 mod machine;
 mod overlay;
 mod pinned;
@@ -31,6 +32,7 @@ pub use command::{
     Record, RecordMeta, Rejection, Reply, RequestId, Txn, TxnOp, TxnReply,
 };
 pub use load::{LoadError, load};
+pub use log_entry::{LogContent, LogEntry};
 pub use machine::{StateConfig, StateMachine};
 pub use pinned::PinnedState;
 pub use reader::StateReader;

@@ -1,0 +1,27 @@
+//! Off-site copies: the committed entries of the log and snapshot files, in a place that only ever grows, encrypted to keys
+//! that no server has; and what brings a lost cluster back from them.
+//!
+//! Guarantees: an object is never overwritten; what is archived is what every member applies, so replaying it gives the
+//! same state, and the state hash proves it; the store being away stops nothing here but the archive. Needs no running
+//! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
+
+pub mod catalogue;
+pub mod copy;
+#[cfg(test)]
+mod faults;
+pub mod layout;
+pub mod manifest;
+pub mod marker;
+pub mod probe;
+pub mod proof;
+pub mod prune;
+pub mod replay;
+pub mod repository;
+pub mod retention;
+#[cfg(test)]
+mod sample;
+pub mod seal;
+pub mod segment;
+pub mod target;
+pub mod transfer;
+pub mod verify;

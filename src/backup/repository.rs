@@ -1,0 +1,434 @@
+//! Objects by name, below one prefix of one store. The only file that speaks to object stores.
+//!
+//! Guarantees: [`Repository::create`] never replaces an object, and its outcome is known: after an error that leaves it
+//! open the object is looked at; errors tell apart what an operator must do about them; what is read is bounded. Leaves
+//! out: which store a URL means (`target`), what the objects are (`layout`, `manifest`, `segment`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
+use object_store::{
+    GetOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
+
+use crate::types::WallTime;
+
+/// Large objects are sent in parts of this size, in bytes: above the least that stores take, and small enough to be held a
+/// few times.
+pub const PART_BYTES: usize = 8 * 1024 * 1024;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object.
+    #[error("{name} is missing")]
+    Missing {
+        /// Which.
+        name: String,
+    },
+    /// There is another object of that name.
+    #[error("{name} exists already")]
+    Exists {
+        /// Which.
+        name: String,
+    },
+    /// The credentials are refused.
+    #[error("the store does not accept the credentials ({why}); are they set, and not expired?")]
+    Unauthenticated {
+        /// What the store says.
+        why: String,
+    },
+    /// The credentials don't allow it.
+    #[error("the credentials don't allow it ({why}); writing needs put, get and list, pruning also delete")]
+    Forbidden {
+        /// What the store says.
+        why: String,
+    },
+    /// There is no such bucket.
+    #[error("the bucket (or container) does not exist ({why}); make it first, or check the URL")]
+    NoBucket {
+        /// What the store says.
+        why: String,
+    },
+    /// The bucket lies in another region.
+    #[error("the bucket lies in another region ({why}); set the option aws_region, or AWS_REGION")]
+    Region {
+        /// What the store says.
+        why: String,
+    },
+    /// The clocks of this machine and of the store differ by too much.
+    #[error("the clock of this machine differs too much from that of the store ({why}); set it, by NTP for instance")]
+    Clock {
+        /// What the store says.
+        why: String,
+    },
+    /// An object is longer than what is read of its kind.
+    #[error("{name} has {bytes} bytes, more than the {bytes_max} that are read of its kind")]
+    TooLarge {
+        /// Which.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// Everything else: the network, the disk, the store.
+    #[error("{why}")]
+    Failed {
+        /// What is known.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// Whether trying again later may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
+
+    fn of(name: &str, error: &object_store::Error) -> Self {
+        use object_store::Error;
+        let told = told(error);
+        let why = shortened(&told);
+        let says = |codes: &[&str]| codes.iter().any(|code| told.contains(code));
+        match error {
+            _ if says(&NO_BUCKET) => Self::NoBucket { why },
+            _ if says(&OTHER_REGION) => Self::Region { why },
+            _ if says(&CLOCK_DIFFERS) => Self::Clock { why },
+            _ if says(&BAD_CREDENTIALS) => Self::Unauthenticated { why },
+            Error::NotFound { .. } => Self::Missing { name: name.to_owned() },
+            Error::AlreadyExists { .. } | Error::Precondition { .. } => Self::Exists { name: name.to_owned() },
+            Error::PermissionDenied { .. } => Self::Forbidden { why },
+            Error::Unauthenticated { .. } => Self::Unauthenticated { why },
+            _ => Self::Failed { why },
+        }
+    }
+}
+
+/// The error with its causes, on one line, each told once.
+fn told(error: &object_store::Error) -> String {
+    let mut out = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        let text = next.to_string();
+        if !out.contains(&text) {
+            out.push_str(": ");
+            out.push_str(&text);
+        }
+        cause = next.source();
+    }
+    out.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What stores say of a bucket that is not there, some with the status of an object that is not.
+const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"];
+
+/// What S3 says of a bucket elsewhere; a redirect without an address is one as well.
+const OTHER_REGION: [&str; 4] =
+    ["AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region", "IllegalLocationConstraint"];
+
+/// What S3 says of a request from another time.
+const CLOCK_DIFFERS: [&str; 1] = ["RequestTimeTooSkewed"];
+
+/// What stores say of credentials that are unknown, wrong or expired, some with the status of a missing right; and the
+/// address where credentials of an instance are looked for if there are no others.
+const BAD_CREDENTIALS: [&str; 9] = [
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "AuthenticationFailed",
+    "invalid_grant",
+    "169.254.169.254",
+    "metadata.google.internal",
+];
+
+/// The longest text of a store that is shown, in characters.
+const WHY_CHARS_MAX: usize = 400;
+
+/// What a store says, without its page of XML around it.
+fn shortened(told: &str) -> String {
+    let tag = |name: &str| {
+        let (_, rest) = told.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+    };
+    match (tag("Code"), tag("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        _ => told.to_owned(),
+    }
+    .chars()
+    .take(WHY_CHARS_MAX)
+    .collect()
+}
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name, below the prefix.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was stored, by the store's clock.
+    pub stored_at: WallTime,
+}
+
+/// Objects below a prefix. A cheap handle.
+#[derive(Clone)]
+pub struct Repository {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    /// What people are told; without secrets.
+    url: Arc<str>,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Repository").field(&self.url).finish()
+    }
+}
+
+impl Repository {
+    /// Objects of a store below a prefix; `url` is what people are told.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, url: &str) -> Self {
+        Self { store, prefix, url: url.into() }
+    }
+
+    /// What people are told of where it is; without secrets.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Stores a small object under a name that must be new. Done again after an error, by the same bytes, it succeeds if
+    /// it had succeeded.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::Exists`] if there is another object of that name.
+    pub async fn create(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let put = self.store.put_opts(&self.path(name), PutPayload::from_bytes(content.clone()), options).await;
+        let error = match put {
+            Ok(_) => return Ok(()),
+            Err(error) => StoreError::of(name, &error),
+        };
+        // A request that was repeated meets what it has stored itself.
+        let settled = matches!(error, StoreError::Exists { .. } | StoreError::Failed { .. });
+        if settled && self.get(name, content.len()).await.is_ok_and(|found| found == content) {
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    /// Begins to store a large object, in parts. Its name must be one that nobody else uses: nothing checks that.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn upload(&self, name: &str) -> Result<Upload, StoreError> {
+        let upload = self.store.put_multipart(&self.path(name)).await;
+        let upload = upload.map_err(|error| StoreError::of(name, &error))?;
+        Ok(Upload { upload, name: name.to_owned() })
+    }
+
+    /// Reads a small object.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get(&self, name: &str, bytes_max: usize) -> Result<Bytes, StoreError> {
+        let (bytes, mut stream) = self.stream(name).await?;
+        let too_large = |bytes| StoreError::TooLarge { name: name.to_owned(), bytes, bytes_max: bytes_max as u64 };
+        if bytes > bytes_max as u64 {
+            return Err(too_large(bytes));
+        }
+        let mut content = BytesMut::new();
+        while let Some(part) = stream.try_next().await? {
+            if content.len() + part.len() > bytes_max {
+                return Err(too_large((content.len() + part.len()) as u64));
+            }
+            content.extend_from_slice(&part);
+        }
+        Ok(content.freeze())
+    }
+
+    /// Reads an object: its length, and its content in pieces.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn stream(&self, name: &str) -> Result<(u64, BoxStream<'static, Result<Bytes, StoreError>>), StoreError> {
+        let found = self.store.get_opts(&self.path(name), GetOptions::default()).await;
+        let found = found.map_err(|error| StoreError::of(name, &error))?;
+        let (bytes, name) = (found.meta.size, name.to_owned());
+        Ok((bytes, found.into_stream().map_err(move |error| StoreError::of(&name, &error)).boxed()))
+    }
+
+    /// What a listing would tell of an object.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn head(&self, name: &str) -> Result<Listed, StoreError> {
+        let meta = self.store.head(&self.path(name)).await;
+        meta.map(|meta| self.listed(&meta)).map_err(|error| StoreError::of(name, &error))
+    }
+
+    /// The objects of a folder, sorted by name; only those behind the name `after`, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Listed>, StoreError> {
+        let path = self.path(folder);
+        let stream = match after {
+            Some(after) => self.store.list_with_offset(Some(&path), &self.path(after)),
+            None => self.store.list(Some(&path)),
+        };
+        let listed = stream.map_ok(|meta| self.listed(&meta));
+        let mut listed: Vec<Listed> = listed.try_collect().await.map_err(|error| StoreError::of(folder, &error))?;
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    /// The folders right below the prefix.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn folders(&self) -> Result<Vec<String>, StoreError> {
+        self.top().await.map(|(folders, _)| folders)
+    }
+
+    /// The folders and the objects right below the prefix.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn top(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
+        let listed = self.store.list_with_delimiter(Some(&self.prefix)).await;
+        let listed = listed.map_err(|error| StoreError::of("the repository", &error))?;
+        let name = |path: &Path| path.filename().map(ToOwned::to_owned);
+        let objects = listed.objects.iter().filter_map(|meta| name(&meta.location)).collect();
+        Ok((listed.common_prefixes.iter().filter_map(name).collect(), objects))
+    }
+
+    fn listed(&self, meta: &ObjectMeta) -> Listed {
+        let skip = if self.prefix.as_ref().is_empty() { 0 } else { self.prefix.as_ref().len() + 1 };
+        Listed {
+            name: meta.location.as_ref().get(skip..).unwrap_or_default().to_owned(),
+            bytes: meta.size,
+            stored_at: WallTime::new(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0)),
+        }
+    }
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        match self.store.delete(&self.path(name)).await.map_err(|error| StoreError::of(name, &error)) {
+            Err(StoreError::Missing { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn path(&self, name: &str) -> Path {
+        name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+}
+
+/// An object that is being stored in parts. Dropped before [`Self::complete`], nothing appears under its name; [`Self::abort`]
+/// also frees the room in the store.
+pub struct Upload {
+    upload: Box<dyn MultipartUpload>,
+    name: String,
+}
+
+impl Upload {
+    /// Stores the next part: [`PART_BYTES`], the last one less.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn part(&mut self, content: Bytes) -> Result<(), StoreError> {
+        let part = self.upload.put_part(PutPayload::from_bytes(content));
+        part.await.map_err(|error| StoreError::of(&self.name, &error))
+    }
+
+    /// Makes the object appear.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn complete(mut self) -> Result<(), StoreError> {
+        self.upload.complete().await.map(drop).map_err(|error| StoreError::of(&self.name, &error))
+    }
+
+    /// Gives the object up.
+    pub async fn abort(mut self) {
+        if let Err(error) = self.upload.abort().await {
+            tracing::debug!(object = self.name, %error, "an upload that was given up can't be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::faults::{Fault, Faults};
+
+    fn error(text: &str) -> object_store::Error {
+        object_store::Error::Generic { store: "S3", source: text.to_owned().into() }
+    }
+
+    #[test]
+    fn what_stores_say_is_told_apart_by_what_to_do_about_it() {
+        let of = |text: &str| StoreError::of("x", &error(text));
+        assert!(matches!(of("<Code>NoSuchBucket</Code>"), StoreError::NoBucket { .. }));
+        assert!(matches!(
+            of("Received redirect without LOCATION, this normally indicates an incorrectly configured region"),
+            StoreError::Region { .. }
+        ));
+        assert!(matches!(of("403: <Code>RequestTimeTooSkewed</Code>"), StoreError::Clock { .. }));
+        assert!(matches!(of("400: <Code>ExpiredToken</Code>"), StoreError::Unauthenticated { .. }));
+        assert!(matches!(of("PUT http://169.254.169.254/latest/api/token"), StoreError::Unauthenticated { .. }));
+        let away = of("503 Service Unavailable");
+        assert!(matches!(&away, StoreError::Failed { .. }) && away.is_transient());
+        let page =
+            "500: <?xml?><Error><Code>InternalError</Code><Message>We had a problem.</Message><HostId>x</HostId>";
+        assert_eq!(of(page).to_string(), "InternalError: We had a problem.");
+        assert!(of(&"x".repeat(10_000)).to_string().len() <= WHY_CHARS_MAX);
+        let denied = object_store::Error::PermissionDenied { path: "x".into(), source: "AccessDenied".into() };
+        assert!(matches!(StoreError::of("x", &denied), StoreError::Forbidden { .. }));
+    }
+
+    #[tokio::test]
+    async fn an_object_is_created_once_and_a_lost_answer_is_no_second_time() {
+        let (repository, faults) = Faults::repository();
+        faults.set(Fault::LoseAnswers(1));
+        repository.create("a/b", "one".into()).await.unwrap();
+        repository.create("a/b", "one".into()).await.unwrap();
+        let error = repository.create("a/b", "two".into()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+        assert_eq!(repository.get("a/b", 3).await.unwrap(), "one");
+        let error = repository.get("a/b", 2).await.unwrap_err();
+        assert!(matches!(error, StoreError::TooLarge { bytes: 3, bytes_max: 2, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn names_are_those_below_the_prefix() {
+        let (repository, _) = Faults::repository();
+        for name in ["b/2", "b/1", "a/x", "top"] {
+            repository.create(name, "x".into()).await.unwrap();
+        }
+        let names = async |after| {
+            let listed = repository.list("b", after).await.unwrap();
+            listed.into_iter().map(|object| object.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None).await, ["b/1", "b/2"]);
+        assert_eq!(names(Some("b/1")).await, ["b/2"]);
+        assert_eq!(repository.top().await.unwrap(), (vec!["a".to_owned(), "b".to_owned()], vec!["top".to_owned()]));
+        assert_eq!(repository.head("b/1").await.unwrap().name, "b/1");
+        repository.delete("b/1").await.unwrap();
+        repository.delete("b/1").await.unwrap();
+        assert!(matches!(repository.head("b/1").await, Err(StoreError::Missing { .. })));
+    }
+}

@@ -6,10 +6,15 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod catalogue;
+#[cfg(test)]
+pub(crate) mod history;
 pub mod layout;
 pub mod manifest;
+pub mod plan;
+pub mod rebuild;
 pub mod repository;
 pub mod seal;
 pub mod segment;
+pub mod stage;
 pub mod target;
 pub mod transfer;

@@ -6,8 +6,6 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod catalogue;
-#[cfg(test)]
-pub(crate) mod history;
 pub mod layout;
 pub mod manifest;
 pub mod plan;
@@ -17,4 +15,6 @@ pub mod seal;
 pub mod segment;
 pub mod stage;
 pub mod target;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod transfer;

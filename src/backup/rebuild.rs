@@ -17,7 +17,7 @@ use crate::storage::{self, Engine};
 use crate::types::{ClusterId, LogPosition, Revision, WallTime};
 
 /// Steps that were read and wait to be applied; each is at most as large as an entry of the log.
-const STEPS_WAITING: usize = 32;
+const STEPS_WAITING: usize = 8;
 
 /// What is read behind the snapshot, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

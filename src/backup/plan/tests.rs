@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::backup::catalogue::Catalogue;
-use crate::backup::history::{CLUSTER, repository};
 use crate::backup::layout::{Kind, Layout};
 use crate::backup::manifest::{Place, Sha, State};
+use crate::backup::tests::history::{CLUSTER, repository};
 
 /// Minutes as milliseconds.
 const MINUTE: u64 = 60_000;

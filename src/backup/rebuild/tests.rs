@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::catalogue::Catalogue;
-use crate::backup::history::{CLUSTER, Does, History, entries, put, repository};
 use crate::backup::layout::Kind;
 use crate::backup::plan::{self, PlanError};
 use crate::backup::repository::Repository;
 use crate::backup::seal::{Identities, Recipients};
 use crate::backup::stage::{Progress, Stage, StageError, Staged};
+use crate::backup::tests::history::{CLUSTER, Does, History, entries, put, repository};
 use crate::state::Txn;
 use crate::storage::MemoryEngine;
 use crate::types::LogIndex;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backup::history::{CLUSTER, Does, History, put, repository};
 use crate::backup::plan::{self, Plan};
 use crate::backup::repository::Repository;
 use crate::backup::seal::{Identities, Recipients};
 use crate::backup::stage::Stage;
+use crate::backup::tests::history::{CLUSTER, Does, History, put, repository};
 use crate::clock;
 use crate::node::{Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError};
 use crate::raft::{RaftConfig, Timers};

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 
-use super::catalogue::Catalogue;
-use super::manifest::Object;
-use super::plan::Target;
-use super::repository::Repository;
-use super::seal::Recipients;
-use super::segment::StateMark;
-use super::transfer::{store_entries, store_snapshot};
+use crate::backup::catalogue::Catalogue;
+use crate::backup::manifest::Object;
+use crate::backup::plan::Target;
+use crate::backup::repository::Repository;
+use crate::backup::seal::Recipients;
+use crate::backup::segment::StateMark;
+use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{
     Batch, Command, Compare, CompareOperator, CompareTarget, LogContent, LogEntry, Operation, Principal, StateConfig,

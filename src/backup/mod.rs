@@ -16,12 +16,17 @@ pub mod probe;
 pub mod proof;
 pub mod prune;
 pub mod replay;
+pub mod plan;
+pub mod rebuild;
 pub mod repository;
 pub mod retention;
 #[cfg(test)]
 mod sample;
 pub mod seal;
 pub mod segment;
+pub mod stage;
 pub mod target;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod transfer;
 pub mod verify;

@@ -11,6 +11,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use age::secrecy::ExposeSecret as _;
 use sha2::{Digest, Sha256};
 
 /// Compression of what is archived. Blocks of snapshots are compressed already; on these it costs little.
@@ -46,6 +47,14 @@ pub enum KeyError {
     /// The file of private keys can't be read.
     #[error("can't read the identity file {}: {why}", .path.display())]
     File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
+    /// A file for a new private key can't be made.
+    #[error("can't make the identity file {}: {why}", .path.display())]
+    New {
         /// The file.
         path: PathBuf,
         /// What the system says.
@@ -132,6 +141,32 @@ impl Identities {
         let key = age::x25519::Identity::generate();
         let public = key.to_public().to_string();
         (Self(vec![key]), public)
+    }
+
+    /// Makes a key pair and writes the private key into a new file that only its owner may read, as `age-keygen` does; gives
+    /// the public one as text.
+    ///
+    /// # Errors
+    /// [`KeyError::New`]; a file that exists stays as it is.
+    pub fn generate_into(path: &Path) -> Result<String, KeyError> {
+        let (keys, public) = Self::generate();
+        let failed = |error: io::Error| KeyError::New { path: path.to_owned(), why: error.to_string() };
+        let mut options = std::fs::File::options();
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.write(true).create_new(true).open(path).map_err(failed)?;
+        let mut text = format!("# public key: {public}\n");
+        for key in &keys.0 {
+            text.push_str(key.to_string().expose_secret());
+            text.push('\n');
+        }
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(public)
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// Whether there is none.

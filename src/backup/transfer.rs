@@ -26,6 +26,9 @@ use crate::types::{ClusterId, LogPosition};
 /// Parts that may wait between the thread that packs and the one that sends.
 const PARTS_WAITING: usize = 2;
 
+/// So much of an encrypted object is read to see whether a key opens it, in bytes: its head, for some hundred keys.
+const OPENING_BYTES: usize = 64 * 1024;
+
 /// Why an object was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreDataError {
@@ -289,6 +292,22 @@ pub async fn fetch(
     // What the store says explains a file that ends early.
     received?;
     unpacked?
+}
+
+/// Reads so much of an object as tells whether the private keys open it.
+///
+/// # Errors
+/// [`FetchError`]; [`FetchError::Open`] if they don't.
+pub async fn opens(repository: &Repository, object: &Object, identities: &Identities) -> Result<(), FetchError> {
+    let (_, mut stream) = repository.stream(&object.name).await?;
+    let mut begin = BytesMut::new();
+    while begin.len() < OPENING_BYTES
+        && let Some(part) = stream.try_next().await?
+    {
+        begin.extend_from_slice(&part);
+    }
+    let open = |source| FetchError::Open { name: object.name.clone(), source };
+    OpenReader::new(&begin[..], is_encrypted(&object.name), identities).map(drop).map_err(open)
 }
 
 fn damaged(object: &Object, why: String) -> FetchError {

@@ -47,6 +47,11 @@ impl Global {
         Ok(Client::builder().endpoints(endpoints).timeout(self.timeout.0).build()?)
     }
 
+    /// A client of one endpoint that is not among those given for all commands.
+    pub(super) fn client_at(&self, endpoint: &str) -> Result<Client, Failure> {
+        self.client_of([endpoint.to_owned()])
+    }
+
     /// A client of one endpoint that tries once: for a look at a node that may be down.
     pub(super) fn client_once(&self, endpoint: &str) -> Result<Client, Failure> {
         Ok(Client::builder().endpoints([endpoint]).timeout(self.timeout.0).attempts_max(1).build()?)

@@ -3,6 +3,7 @@
 //! Guarantees: no line break within the line; a pipe that was closed by its reader is no failure. Leaves out: logs.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -67,6 +68,16 @@ impl Failure {
 pub(super) fn note(text: &str) {
     // Whoever closed standard error does not want to know.
     let _ = writeln!(io::stderr(), "quorate: {text}");
+}
+
+/// Its line, without what stands before it on standard error.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PipeClosed => f.write_str("the output was closed"),
+            Self::Line(_, message) => f.write_str(&one_line(message)),
+        }
+    }
 }
 
 impl From<client::Error> for Failure {

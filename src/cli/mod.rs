@@ -4,18 +4,23 @@
 //! with `quorate:`; the exit code is that of `failure::Exit`; a reader that closes the pipe ends a command quietly.
 //! Leaves out: the work itself; commands talk to [`crate::client`], [`crate::workload`] and the node.
 
+mod archive;
+mod backup;
 mod bench;
 mod cluster;
 mod completions;
 mod connect;
 mod dev;
 mod doctor;
+mod facts;
 mod failure;
 mod kv;
 mod leader;
 mod member;
 mod output;
 mod recover;
+mod restore;
+mod restore_prefix;
 mod run_server;
 mod serve;
 mod snapshot;
@@ -60,6 +65,9 @@ enum Command {
     Leader(leader::LeaderCommand),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    Restore(Box<restore::Restore>),
     Recover(recover::Recover),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -94,6 +102,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Member(command) => client_command(async { command.run(global).await }),
         Command::Leader(command) => client_command(async { command.run(global).await }),
         Command::Snapshot(command) => client_command(async { command.run(global).await }),
+        Command::Backup(command) => client_command(async { command.run(global).await }),
+        Command::Restore(restore) => client_command(async { restore.run(global).await }),
         Command::Recover(recover) => client_command(async { recover.run(global).await }),
         Command::Bench(command) => command.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),

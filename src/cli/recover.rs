@@ -5,21 +5,21 @@
 
 use std::io::{BufRead, IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::Failure;
 use super::connect::Global;
+use super::facts::{self, Fact, object, time};
 use super::output::Format;
 use crate::config::{BaseUrl, HostPort, Name};
 use crate::node::{Founding, NewCluster, Opened, RefoundingError, Survivor};
 use crate::raft::{LogConfig, RefoundError};
-use crate::types::{ClusterId, LogPosition, Member, NodeId, WallTime};
+use crate::types::{ClusterId, LogPosition, Member, NodeId};
 
 /// Revisions that are left out where no number is given, as etcd's documents advise: more than a week of 1,500 writes a
 /// second, and nine million such recoveries before revisions reach 2^53.
-const SKIPPED_REVISIONS_DEFAULT: u64 = 1_000_000_000;
+pub(super) const SKIPPED_REVISIONS_DEFAULT: u64 = 1_000_000_000;
 
 /// Found a new cluster on what one node still has
 ///
@@ -38,28 +38,28 @@ const SKIPPED_REVISIONS_DEFAULT: u64 = 1_000_000_000;
 pub(super) struct Recover {
     /// Directory of the stopped node; with --from one that is empty or not there yet
     #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// Do it: make the node the only member of a new cluster
     #[arg(long)]
-    as_new_cluster: bool,
+    pub(super) as_new_cluster: bool,
     /// Take the data from this snapshot file, not from a node
     #[arg(long, value_name = "FILE", requires_all = ["name", "peer_addr"])]
-    from: Option<PathBuf>,
+    pub(super) from: Option<PathBuf>,
     /// With --from: name of the new cluster's first node; a survivor keeps its own
     #[arg(long, value_name = "NAME", requires = "from")]
-    name: Option<Name>,
+    pub(super) name: Option<Name>,
     /// Where members reach the node; a survivor's own if not given
     #[arg(long, value_name = "HOST:PORT")]
-    peer_addr: Option<HostPort>,
+    pub(super) peer_addr: Option<HostPort>,
     /// Where clients reach the node; a survivor's own if not given
     #[arg(long, value_name = "URL")]
-    client_url: Option<BaseUrl>,
+    pub(super) client_url: Option<BaseUrl>,
     /// Leave out so many revisions, more than can have been written and lost; history is given up. 0 for neither
     #[arg(long, value_name = "COUNT", default_value_t = SKIPPED_REVISIONS_DEFAULT)]
-    bump_revision: u64,
+    pub(super) bump_revision: u64,
     /// Do not ask; for scripts
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 impl Recover {
@@ -111,7 +111,7 @@ impl Recover {
     fn tell(&self, global: &Global, told: Vec<Fact>, founded: &NewCluster) -> Result<(), Failure> {
         let mut out = global.out();
         match out.format {
-            Format::Json => out.json(&object(told, result(founded)))?,
+            Format::Json => out.json(&object(told.into_iter().chain(result(founded))))?,
             Format::Text => {
                 out.line("")?;
                 out.text(&text(&result(founded)))?;
@@ -126,7 +126,7 @@ impl Recover {
 fn look(global: &Global, survivor: &Survivor) -> Result<(), Failure> {
     let mut out = global.out();
     match out.format {
-        Format::Json => out.json(&object(facts(survivor), Vec::new()))?,
+        Format::Json => out.json(&object(facts(survivor)))?,
         Format::Text => {
             out.text(&text(&facts(survivor)))?;
             out.text(&meaning(survivor))?;
@@ -159,9 +159,6 @@ fn confirmed(cluster: ClusterId, input: &mut impl BufRead) -> Result<(), Failure
     }
     Err(Failure::refused("that is not the cluster id; nothing was changed"))
 }
-
-/// A name and what stands there.
-type Fact = (&'static str, Value);
 
 /// What the operator decides by.
 fn facts(survivor: &Survivor) -> Vec<Fact> {
@@ -200,13 +197,8 @@ fn other((id, member, voter): &(NodeId, Member, bool)) -> Value {
     json!({ "id": id.get(), "name": member.name, "role": role, "peer_addr": member.peer_addr })
 }
 
-fn time(at: WallTime) -> String {
-    let at: SystemTime = UNIX_EPOCH + Duration::from_millis(at.get());
-    humantime::format_rfc3339_millis(at).to_string()
-}
-
 /// What was made of it.
-fn result(founded: &NewCluster) -> Vec<Fact> {
+pub(super) fn result(founded: &NewCluster) -> Vec<Fact> {
     let mut facts = vec![
         ("new_cluster_id", json!(founded.founder.cluster.get())),
         ("new_name", json!(founded.founder.member.name)),
@@ -225,23 +217,12 @@ fn result(founded: &NewCluster) -> Vec<Fact> {
     facts
 }
 
-fn object(told: Vec<Fact>, result: Vec<Fact>) -> serde_json::Map<String, Value> {
-    told.into_iter().chain(result).map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
 fn text(facts: &[Fact]) -> String {
-    let width = facts.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
-    let line = |(name, value): &Fact| {
-        let value = match value {
-            Value::Null => "-".to_owned(),
-            Value::String(text) => text.clone(),
-            Value::Array(others) if others.is_empty() => "nobody".to_owned(),
-            Value::Array(others) => others.iter().map(person).collect::<Vec<_>>().join(", "),
-            other => other.to_string(),
-        };
-        format!("{:<width$}  {value}\n", format!("{name}:"))
-    };
-    facts.iter().map(line).collect()
+    facts::lines(facts, |value| match value {
+        Value::Array(others) if others.is_empty() => "nobody".to_owned(),
+        Value::Array(others) => others.iter().map(person).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    })
 }
 
 fn person(member: &Value) -> String {
@@ -295,7 +276,8 @@ fn meaning(survivor: &Survivor) -> String {
     lines.iter().fold("\n".to_owned(), |text, line| text + line + "\n")
 }
 
-fn next_steps(founded: &NewCluster, dir: &str) -> String {
+/// What is to be done with a cluster of one member.
+pub(super) fn next_steps(founded: &NewCluster, dir: &str) -> String {
     let member = &founded.founder.member;
     let mut text = format!(
         "\n{} is the only member of a new cluster. Start it as before; 'quorate serve' needs --name {} and --data-dir {dir}.\n\
@@ -308,7 +290,7 @@ fn next_steps(founded: &NewCluster, dir: &str) -> String {
     text
 }
 
-fn failure(error: RefoundingError) -> Failure {
+pub(super) fn failure(error: RefoundingError) -> Failure {
     match &error {
         RefoundingError::HasQuorum(_) => Failure::refused(error.to_string()),
         // A file that is bad says already that another copy is to be used.
@@ -325,6 +307,7 @@ fn failure(error: RefoundingError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::WallTime;
 
     #[test]
     fn only_the_cluster_id_confirms() {

@@ -5,6 +5,7 @@
 //! LOCK       held by the running process
 //! log/ state/ snapshots/   raft's
 //! recovery-*/ before-recovery-*/   see `exchange`
+//! restore-stage/   see `restoring`
 //! ```
 //!
 //! Guarantees: two processes never share a directory; a directory that belongs to another name or was emptied of its log is
@@ -22,6 +23,9 @@ use crate::types::{ClusterId, NodeId};
 
 const MAGIC: [u8; 4] = *b"QIDN";
 const VERSION: u8 = 1;
+
+/// The folder that takes what a restore reads. It goes once the new member is whole.
+pub(super) const RESTORE_STAGE: &str = "restore-stage";
 
 /// Who a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,12 +92,21 @@ pub enum DirectoryError {
         "{0} holds data but no identity file; restore the file from a backup of the directory, or use an empty one"
     )]
     NoIdentity(PathBuf),
-    /// `quorate recover` was interrupted while it exchanged the contents.
+    /// `quorate recover` or `quorate restore` was interrupted while it exchanged the contents.
     #[error(
         "{path} is to become that of a new cluster, and the recovery was not finished; run 'quorate recover --data-dir {path} \
-         --as-new-cluster' again"
+         --as-new-cluster' again, or the same 'quorate restore'"
     )]
     Exchanging {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `quorate restore` was interrupted before it had made anything that could be started.
+    #[error(
+        "{path} holds a restore that was not finished; run the same 'quorate restore' again, which goes on where it was, or \
+         remove the directory"
+    )]
+    Restoring {
         /// The directory.
         path: PathBuf,
     },
@@ -106,7 +119,11 @@ impl DirectoryError {
         match self {
             Self::Identity { source, .. } => !matches!(source, FrameError::Newer { .. }),
             Self::LogGone { .. } | Self::NoIdentity(_) => true,
-            Self::Io { .. } | Self::InUse(_) | Self::OtherName { .. } | Self::Exchanging { .. } => false,
+            Self::Io { .. }
+            | Self::InUse(_)
+            | Self::OtherName { .. }
+            | Self::Exchanging { .. }
+            | Self::Restoring { .. } => false,
         }
     }
 }
@@ -155,6 +172,9 @@ impl Directory {
     pub fn identity(&self, name: &str) -> Result<Option<Identity>, DirectoryError> {
         if exchange::unfinished(&self.path)?.is_some() {
             return Err(DirectoryError::Exchanging { path: self.path.clone() });
+        }
+        if self.path.join(RESTORE_STAGE).exists() {
+            return Err(DirectoryError::Restoring { path: self.path.clone() });
         }
         match self.stored_identity()? {
             Some(identity) if identity.name != name => {

@@ -15,6 +15,7 @@ mod peer_desk;
 mod read;
 mod refounding;
 mod request;
+mod restoring;
 mod start;
 mod status;
 mod write;
@@ -31,6 +32,7 @@ pub use membership::{
 pub use neighbours::{Neighbour, advised_rtt};
 pub use refounding::{Founding, NewCluster, Opened, RefoundingError, Survivor, Unfinished};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
+pub use restoring::{Emptied, Restorable, RestoreError, Restored, state_at};
 pub use start::{NodeConfig, Origin, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
 

@@ -16,7 +16,7 @@ use crate::types::{ClusterId, Member, NodeId};
 
 /// The id of a member that is made from a snapshot file: that of the first member of any cluster. Later members get ids
 /// that follow from the index of a log entry, so they can't meet it.
-const FIRST_ID: NodeId = NodeId::new(1);
+pub(super) const FIRST_ID: NodeId = NodeId::new(1);
 
 /// Why a cluster can't be founded anew.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +70,8 @@ pub enum Opened {
 /// A refounding that was confirmed and made, and only has to take its place.
 #[derive(Debug)]
 pub struct Unfinished {
-    directory: Directory,
-    exchange: Exchange,
+    pub(super) directory: Directory,
+    pub(super) exchange: Exchange,
 }
 
 /// Something to found a cluster anew from. Its directory stays locked.
@@ -237,6 +237,7 @@ impl Unfinished {
     /// # Errors
     /// [`RefoundingError::Directory`]; it can be tried again.
     pub fn finish(self) -> Result<NewCluster, RefoundingError> {
+        super::restoring::remove_stage(self.directory.path())?;
         self.exchange.finish()?;
         let path = self.directory.path();
         let identity = self.directory.stored_identity()?.ok_or_else(|| RefoundingError::NoMember(path.to_owned()))?;
@@ -251,7 +252,7 @@ fn put_aside(exchange: &Exchange) -> Option<PathBuf> {
 }
 
 /// A cluster id as a forming draws one, but not `old`.
-fn another_cluster(old: ClusterId) -> ClusterId {
+pub(super) fn another_cluster(old: ClusterId) -> ClusterId {
     loop {
         let drawn = random_cluster_id();
         if drawn != old {

@@ -50,7 +50,7 @@ pub use recovery::RecoveryError;
 #[cfg(test)]
 pub(crate) use refounding::tests::fixture;
 pub use refounding::{
-    Counted, DataSource, Founder, RefoundError, Refounded, Survey, SurveyedSnapshot, refound, survey,
+    Counted, DataSource, Founder, Raise, RefoundError, Refounded, Survey, SurveyedSnapshot, found, refound, survey,
 };
 pub use snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 pub use state_store::AppliedTo;

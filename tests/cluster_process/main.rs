@@ -23,5 +23,6 @@ mod rebuilding;
 mod refounding;
 mod refusals;
 mod registers;
+mod restore;
 mod snapshot_order;
 mod trace;

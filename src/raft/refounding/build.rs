@@ -11,7 +11,7 @@ use openraft::EntryPayload;
 use openraft::storage::RaftLogStorage as _;
 
 use super::source::{Opened, blocking, unreadable};
-use super::{Founder, RefoundError, Refounded, Survey};
+use super::{Founder, Raise, RefoundError, Refounded, Survey};
 use crate::clock;
 use crate::raft::engine_home::EngineHome;
 use crate::raft::log_store::{LogConfig, LogStore};
@@ -48,21 +48,53 @@ pub async fn refound(
     if source.last != survey.last {
         return Err(RefoundError::Changed);
     }
-    let position = LogPosition { term: survey.term.next(), leader: founder.id, index: survey.last.index.next() };
     let workshop = into.join(WORKSHOP);
     let mut machine = begin(&source, &workshop).await?;
     source.each_entry(|entry| replay(&mut machine, entry)).await?;
     drop(source);
+    let position = LogPosition { term: survey.term.next(), leader: founder.id, index: survey.last.index.next() };
+    let made = establish(machine, position, founder, Raise::By(skipped), into, config).await?;
+    // The last user of the engine has gone with the machine, so its files may go, too.
+    fs::remove_dir_all(&workshop).map_err(RefoundError::io("remove", &workshop))?;
+    Ok(made)
+}
+
+/// Makes `log/`, `snapshots/` and an empty `state/` in the folder `into` from a state that was built elsewhere. The members
+/// in it are replaced by the founder; where revisions are raised, history is given up below.
+///
+/// Takes as long as the data is large, and blocks on the disk meanwhile. The machine, and with it the last user of its
+/// engine, is gone on return.
+///
+/// # Errors
+/// [`RefoundError`].
+pub async fn found(
+    machine: StateMachine,
+    founder: &Founder,
+    raise: Raise,
+    into: &Path,
+    config: LogConfig,
+) -> Result<Refounded, RefoundError> {
+    let last = machine.applied().position.ok_or(RefoundError::Empty)?;
+    let position = LogPosition { term: last.term.next(), leader: founder.id, index: last.index.next() };
+    establish(machine, position, founder, raise, into, config).await
+}
+
+/// Makes all of the new member but its identity. The entry at `position` sets the membership.
+async fn establish(
+    mut machine: StateMachine,
+    position: LogPosition,
+    founder: &Founder,
+    raise: Raise,
+    into: &Path,
+    config: LogConfig,
+) -> Result<Refounded, RefoundError> {
     machine.apply_membership(position, encode_membership(&alone(founder, position)?));
     machine.publish();
-
     let revision_before = machine.applied().revision;
-    let revision = later(revision_before, skipped)?;
+    let revision = later(revision_before, raise)?;
     let (folder, cluster) = (into.join("snapshots"), founder.cluster);
     let write = move || write_snapshot(&machine, &folder, cluster, revision);
     let SnapshotSummary { keys, file_bytes, .. } = blocking(write).await?;
-    // The last user of the engine has gone with the machine, so its files may go, too.
-    fs::remove_dir_all(&workshop).map_err(RefoundError::io("remove", &workshop))?;
     begin_log(&into.join("log"), position, config).await?;
     let state = into.join("state");
     fs::create_dir(&state).map_err(RefoundError::io("create", &state))?;
@@ -116,9 +148,16 @@ fn alone(founder: &Founder, position: LogPosition) -> Result<StoredMembership, R
     Ok(StoredMembership::new(Some(position.into()), membership))
 }
 
-fn later(revision: Revision, skipped: u64) -> Result<Revision, RefoundError> {
-    let later = revision.get().checked_add(skipped).filter(|later| *later <= JSON_INTEGER_MAX);
-    later.map(Revision::new).ok_or(RefoundError::Revision { revision, skipped })
+fn later(revision: Revision, raise: Raise) -> Result<Revision, RefoundError> {
+    let later = match raise {
+        Raise::By(skipped) => revision.get().checked_add(skipped),
+        Raise::To(later) => Some(later.max(revision).get()),
+    };
+    let allowed = later.filter(|later| *later <= JSON_INTEGER_MAX);
+    allowed.map(Revision::new).ok_or_else(|| {
+        let skipped = later.map_or(u64::MAX, |later| later - revision.get());
+        RefoundError::Revision { revision, skipped }
+    })
 }
 
 /// Writes the state as a snapshot of another cluster that is at `revision`.

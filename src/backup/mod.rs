@@ -5,11 +5,15 @@
 //! same state, and the state hash proves it; the store being away stops nothing here but the archive. Needs no running
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
+pub mod archiver;
 pub mod catalogue;
 pub mod layout;
+mod log_object;
 pub mod manifest;
 pub mod repository;
+pub mod schedule;
 pub mod seal;
 pub mod segment;
+pub mod settings;
 pub mod target;
 pub mod transfer;

@@ -145,7 +145,8 @@ fn client(options: &Options, variable: &str) -> ClientOptions {
 }
 
 /// The URL without what may be secret in it.
-fn redacted(url: &str) -> String {
+#[must_use]
+pub fn redacted(url: &str) -> String {
     match Url::parse(url) {
         Ok(mut parsed) => {
             let _ = parsed.set_password(None);

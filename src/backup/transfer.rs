@@ -24,7 +24,7 @@ use crate::state::{LogContent, LogEntry};
 use crate::types::{ClusterId, LogPosition};
 
 /// Parts that may wait between the thread that packs and the one that sends.
-const PARTS_WAITING: usize = 2;
+pub(super) const PARTS_WAITING: usize = 2;
 
 /// Why an object was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ pub async fn store_entries(
     Ok(object(name, Kind::Log, sealed, end.last, end.state, times, previous))
 }
 
-fn object(
+pub(super) fn object(
     name: String,
     kind: Kind,
     sealed: Sealed,
@@ -126,7 +126,7 @@ fn object(
 }
 
 /// When the first and the last command were proposed.
-fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
+pub(super) fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
     let of = |entry: &LogEntry| match &entry.content {
         LogContent::Commands(batch) => batch.decode().ok(),
         LogContent::Blank | LogContent::Membership(_) => None,
@@ -152,7 +152,7 @@ pub async fn store_snapshot(
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());
     let packing = tokio::task::spawn_blocking(move || {
-        let sealing = SealWriter::new(Parts { parts, filled: BytesMut::new() }, &keys)?;
+        let sealing = SealWriter::new(Parts::new(parts), &keys)?;
         let mut sealing = BufWriter::with_capacity(PART_BYTES / 8, sealing);
         io::copy(&mut BufReader::with_capacity(PART_BYTES / 8, File::open(file)?), &mut sealing)?;
         let (sealed, mut parts) = sealing.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
@@ -183,13 +183,17 @@ pub async fn store_snapshot(
 }
 
 /// Hands what is written on, in parts.
-struct Parts {
+pub(super) struct Parts {
     parts: mpsc::Sender<Bytes>,
     filled: BytesMut,
 }
 
 impl Parts {
-    fn send(&mut self) -> io::Result<()> {
+    pub(super) fn new(parts: mpsc::Sender<Bytes>) -> Self {
+        Self { parts, filled: BytesMut::new() }
+    }
+
+    pub(super) fn send(&mut self) -> io::Result<()> {
         if self.filled.is_empty() {
             return Ok(());
         }

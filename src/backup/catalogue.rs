@@ -70,6 +70,12 @@ pub enum CatalogueError {
         /// Its number.
         seq: u64,
     },
+    /// A manifest that lists all does not list what those before it amount to.
+    #[error("manifest {seq} does not list what the ones before it amount to: one of them was changed or replaced")]
+    Unequal {
+        /// Its number.
+        seq: u64,
+    },
     /// Somebody else has appended first; what that was is known now.
     #[error("another writer has continued the chain")]
     Overtaken,
@@ -111,12 +117,44 @@ impl Catalogue {
     /// [`CatalogueError`]; what was read before an error stays.
     pub async fn refresh(&mut self, repository: &Repository) -> Result<usize, CatalogueError> {
         let seqs = seqs(repository, self.cluster, self.head.map(|head| head.seq)).await?;
+        if seqs.first().is_some_and(|first| *first != self.head.map_or(0, |head| head.seq) + 1) {
+            // What came in between was pruned, as it may be behind a manifest that lists all.
+            *self = Self::read(repository, self.cluster).await?;
+            return Ok(seqs.len());
+        }
         let read = read_all(repository, self.cluster, seqs).await?;
         let count = read.len();
         for (manifest, sha) in read {
             self.link(manifest, sha)?;
         }
         Ok(count)
+    }
+
+    /// Reads every manifest that is there, oldest first, and shows each to `seen` with what belonged to the archive before
+    /// it. Unlike [`Self::read`] this checks each against the one before it, and those that list all against the others.
+    ///
+    /// # Errors
+    /// [`CatalogueError`]
+    pub async fn walk(
+        repository: &Repository,
+        cluster: ClusterId,
+        mut seen: impl FnMut(&Self, &Manifest),
+    ) -> Result<Self, CatalogueError> {
+        let mut catalogue = Self::empty(cluster);
+        for batch in seqs(repository, cluster, None).await?.chunks(READS_AT_ONCE) {
+            for (manifest, sha) in read_all(repository, cluster, batch.to_vec()).await? {
+                if let (Some(base), Some(_)) = (&manifest.base, catalogue.head) {
+                    let mut expected = catalogue.objects.clone();
+                    change(&mut expected, &Manifest { base: None, ..manifest.clone() });
+                    if !expected.values().eq(base) {
+                        return Err(CatalogueError::Unequal { seq: manifest.seq });
+                    }
+                }
+                seen(&catalogue, &manifest);
+                catalogue.link(manifest, sha)?;
+            }
+        }
+        Ok(catalogue)
     }
 
     /// Appends a manifest. Objects in `adds` must be stored already.
@@ -218,25 +256,28 @@ impl Catalogue {
     /// The last entry up to which the log can be followed from `begin` on without a gap, and the pieces that are needed for
     /// it, in order. Pieces may overlap.
     #[must_use]
-    pub fn follow(&self, begin: LogPosition) -> (LogPosition, Vec<&Object>) {
-        let segments = self.segments();
-        let (mut at, mut path) = (begin, Vec::new());
+    pub fn follow(&self, begin_at: LogPosition) -> (LogPosition, Vec<&Object>) {
+        let mut segments: Vec<&Object> = self.objects().filter(|object| object.kind == Kind::Log).collect();
+        let begin = |object: &Object| object.previous.map(|previous| previous.index);
+        segments.sort_by_key(|object| begin(object));
+        let mut rest = segments.into_iter().peekable();
+        let (mut at, mut path, mut furthest) = (begin_at, Vec::new(), None::<&Object>);
         loop {
-            let index = at.index.get();
-            let continues = |object: &&&Object| {
+            while let Some(next) = rest.next_if(|object| begin(object) <= Some(at.index.get())) {
                 // A piece whose predecessor is another entry of the same index belongs to another history.
-                let joins = match object.previous.map(LogPosition::from) {
-                    None => true,
-                    Some(previous) if previous.index == at.index => previous == at,
-                    Some(previous) => previous.index < at.index,
-                };
-                joins && object.last.index > index
-            };
-            let Some(next) = segments.iter().filter(continues).max_by_key(|object| object.last.index) else {
-                return (at, path);
-            };
-            at = next.last.into();
-            path.push(*next);
+                let previous = next.previous.map(LogPosition::from);
+                let joins = previous.is_none_or(|previous| previous.index < at.index || previous == at);
+                if joins && furthest.is_none_or(|furthest| next.last.index > furthest.last.index) {
+                    furthest = Some(next);
+                }
+            }
+            match furthest.take() {
+                Some(next) if next.last.index > at.index.get() => {
+                    at = next.last.into();
+                    path.push(next);
+                }
+                _ => return (at, path),
+            }
         }
     }
 
@@ -261,19 +302,15 @@ fn change(objects: &mut BTreeMap<String, Object>, manifest: &Manifest) {
     }
 }
 
-/// The numbers of the manifests there are, ascending, without a gap.
+/// The numbers of the manifests there are, ascending: the newest ones, as far back as there is no gap. What is older than a
+/// gap is about to be pruned; if not, the first behind the gap lists not all, which whoever reads it notices.
 async fn seqs(repository: &Repository, cluster: ClusterId, after: Option<u64>) -> Result<Vec<u64>, CatalogueError> {
     let layout = Layout::new(cluster);
     let behind = after.map(|seq| layout.manifest(seq));
     let listed = repository.list(&layout.chain(), behind.as_deref()).await?;
     let seqs: Vec<u64> = listed.iter().filter_map(|object| layout.manifest_seq(&object.name)).collect();
-    let begin = after.or_else(|| seqs.first().map(|first| first - 1));
-    for (seq, expected) in seqs.iter().zip(begin.map_or(0, |begin| begin + 1)..) {
-        if *seq != expected {
-            return Err(CatalogueError::Gap { seq: expected });
-        }
-    }
-    Ok(seqs)
+    let gap = seqs.windows(2).rposition(|pair| pair[0] + 1 != pair[1]);
+    Ok(seqs[gap.map_or(0, |gap| gap + 1)..].to_vec())
 }
 
 /// Reads manifests, several at a time, and returns them in the order of `seqs`.
@@ -284,8 +321,8 @@ async fn read_all(
 ) -> Result<Vec<(Manifest, Sha)>, CatalogueError> {
     let read = stream::iter(seqs).map(|seq| async move {
         let bytes = repository.get(&Layout::new(cluster).manifest(seq), MANIFEST_BYTES_MAX).await?;
-        let manifest = Manifest::decode(&bytes, cluster, seq)
-            .map_err(|source| CatalogueError::Manifest { seq, source })?;
+        let manifest =
+            Manifest::decode(&bytes, cluster, seq).map_err(|source| CatalogueError::Manifest { seq, source })?;
         Ok::<_, CatalogueError>((manifest, Sha::of(&bytes)))
     });
     read.buffered(READS_AT_ONCE).try_collect().await

@@ -148,7 +148,10 @@ mod tests {
             LAYOUT.log(5, 12, 0xF, true),
             "00000000000000ab/log/00000000000000000005-00000000000000000012-000000000000000f.log.zst.age"
         );
-        assert_eq!(LAYOUT.full(5, 1, false), "00000000000000ab/full/00000000000000000005-0000000000000001.snapshot.zst");
+        assert_eq!(
+            LAYOUT.full(5, 1, false),
+            "00000000000000ab/full/00000000000000000005-0000000000000001.snapshot.zst"
+        );
         assert!(is_encrypted(&LAYOUT.log(5, 12, 0, true)) && !is_encrypted(&LAYOUT.full(5, 0, false)));
         assert_eq!(LAYOUT.manifest_seq(&LAYOUT.manifest(u64::MAX)), Some(u64::MAX));
         assert_eq!(cluster_of(&LAYOUT.folder()), Some(ClusterId::new(0xAB)));

@@ -11,7 +11,9 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 
 use crate::types::WallTime;
 
@@ -46,6 +48,24 @@ pub enum StoreError {
         /// What the store says.
         why: String,
     },
+    /// There is no such bucket.
+    #[error("the bucket (or container) does not exist ({why}); make it first, or check the URL")]
+    NoBucket {
+        /// What the store says.
+        why: String,
+    },
+    /// The bucket lies in another region.
+    #[error("the bucket lies in another region ({why}); set the option aws_region, or AWS_REGION")]
+    Region {
+        /// What the store says.
+        why: String,
+    },
+    /// The clocks of this machine and of the store differ by too much.
+    #[error("the clock of this machine differs too much from that of the store ({why}); set it, by NTP for instance")]
+    Clock {
+        /// What the store says.
+        why: String,
+    },
     /// An object is longer than what is read of its kind.
     #[error("{name} has {bytes} bytes, more than the {bytes_max} that are read of its kind")]
     TooLarge {
@@ -73,9 +93,14 @@ impl StoreError {
 
     fn of(name: &str, error: &object_store::Error) -> Self {
         use object_store::Error;
-        let why = told(error);
+        let told = told(error);
+        let why = shortened(&told);
+        let says = |codes: &[&str]| codes.iter().any(|code| told.contains(code));
         match error {
-            Error::NotFound { .. } if is_bucket_missing(&why) => Self::Failed { why },
+            _ if says(&NO_BUCKET) => Self::NoBucket { why },
+            _ if says(&OTHER_REGION) => Self::Region { why },
+            _ if says(&CLOCK_DIFFERS) => Self::Clock { why },
+            _ if says(&BAD_CREDENTIALS) => Self::Unauthenticated { why },
             Error::NotFound { .. } => Self::Missing { name: name.to_owned() },
             Error::AlreadyExists { .. } | Error::Precondition { .. } => Self::Exists { name: name.to_owned() },
             Error::PermissionDenied { .. } => Self::Forbidden { why },
@@ -100,9 +125,46 @@ fn told(error: &object_store::Error) -> String {
     out.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// S3 answers 404 for a bucket that is not there, as for an object.
-fn is_bucket_missing(why: &str) -> bool {
-    why.contains("NoSuchBucket") || why.contains("ContainerNotFound") || why.contains("bucket does not exist")
+/// What stores say of a bucket that is not there, some with the status of an object that is not.
+const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"];
+
+/// What S3 says of a bucket elsewhere; a redirect without an address is one as well.
+const OTHER_REGION: [&str; 4] =
+    ["AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region", "IllegalLocationConstraint"];
+
+/// What S3 says of a request from another time.
+const CLOCK_DIFFERS: [&str; 1] = ["RequestTimeTooSkewed"];
+
+/// What stores say of credentials that are unknown, wrong or expired, some with the status of a missing right; and the
+/// address where credentials of an instance are looked for if there are no others.
+const BAD_CREDENTIALS: [&str; 9] = [
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "AuthenticationFailed",
+    "invalid_grant",
+    "169.254.169.254",
+    "metadata.google.internal",
+];
+
+/// The longest text of a store that is shown, in characters.
+const WHY_CHARS_MAX: usize = 400;
+
+/// What a store says, without its page of XML around it.
+fn shortened(told: &str) -> String {
+    let tag = |name: &str| {
+        let (_, rest) = told.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+    };
+    match (tag("Code"), tag("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        _ => told.to_owned(),
+    }
+    .chars()
+    .take(WHY_CHARS_MAX)
+    .collect()
 }
 
 /// An object in a listing.
@@ -186,8 +248,7 @@ impl Repository {
     /// [`StoreError`].
     pub async fn get(&self, name: &str, bytes_max: usize) -> Result<Bytes, StoreError> {
         let (bytes, mut stream) = self.stream(name).await?;
-        let too_large =
-            |bytes| StoreError::TooLarge { name: name.to_owned(), bytes, bytes_max: bytes_max as u64 };
+        let too_large = |bytes| StoreError::TooLarge { name: name.to_owned(), bytes, bytes_max: bytes_max as u64 };
         if bytes > bytes_max as u64 {
             return Err(too_large(bytes));
         }
@@ -212,13 +273,13 @@ impl Repository {
         Ok((bytes, found.into_stream().map_err(move |error| StoreError::of(&name, &error)).boxed()))
     }
 
-    /// The length of an object, in bytes.
+    /// What a listing would tell of an object.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn size(&self, name: &str) -> Result<u64, StoreError> {
+    pub async fn head(&self, name: &str) -> Result<Listed, StoreError> {
         let meta = self.store.head(&self.path(name)).await;
-        meta.map(|meta| meta.size).map_err(|error| StoreError::of(name, &error))
+        meta.map(|meta| self.listed(&meta)).map_err(|error| StoreError::of(name, &error))
     }
 
     /// The objects of a folder, sorted by name; only those behind the name `after`, if there is one.
@@ -231,14 +292,8 @@ impl Repository {
             Some(after) => self.store.list_with_offset(Some(&path), &self.path(after)),
             None => self.store.list(Some(&path)),
         };
-        let skip = if self.prefix.as_ref().is_empty() { 0 } else { self.prefix.as_ref().len() + 1 };
-        let listed = stream.map_ok(|meta| Listed {
-            name: meta.location.as_ref().get(skip..).unwrap_or_default().to_owned(),
-            bytes: meta.size,
-            stored_at: WallTime::new(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0)),
-        });
-        let mut listed: Vec<Listed> =
-            listed.try_collect().await.map_err(|error| StoreError::of(folder, &error))?;
+        let listed = stream.map_ok(|meta| self.listed(&meta));
+        let mut listed: Vec<Listed> = listed.try_collect().await.map_err(|error| StoreError::of(folder, &error))?;
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
@@ -248,10 +303,28 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn folders(&self) -> Result<Vec<String>, StoreError> {
+        self.top().await.map(|(folders, _)| folders)
+    }
+
+    /// The folders and the objects right below the prefix.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn top(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
         let listed = self.store.list_with_delimiter(Some(&self.prefix)).await;
         let listed = listed.map_err(|error| StoreError::of("the repository", &error))?;
         let name = |path: &Path| path.filename().map(ToOwned::to_owned);
-        Ok(listed.common_prefixes.iter().filter_map(name).collect())
+        let objects = listed.objects.iter().filter_map(|meta| name(&meta.location)).collect();
+        Ok((listed.common_prefixes.iter().filter_map(name).collect(), objects))
+    }
+
+    fn listed(&self, meta: &ObjectMeta) -> Listed {
+        let skip = if self.prefix.as_ref().is_empty() { 0 } else { self.prefix.as_ref().len() + 1 };
+        Listed {
+            name: meta.location.as_ref().get(skip..).unwrap_or_default().to_owned(),
+            bytes: meta.size,
+            stored_at: WallTime::new(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0)),
+        }
     }
 
     /// Removes an object; one that is not there is no error.

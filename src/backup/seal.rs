@@ -39,7 +39,9 @@ pub enum KeyError {
         why: &'static str,
     },
     /// Somebody is about to put a private key into the configuration of a server.
-    #[error("a private key (AGE-SECRET-KEY-…) was given where a public one (age1…) belongs; servers need no private key")]
+    #[error(
+        "a private key (AGE-SECRET-KEY-…) was given where a public one (age1…) belongs; servers need no private key"
+    )]
     SecretAsRecipient,
     /// The file of private keys can't be read.
     #[error("can't read the identity file {}: {why}", .path.display())]
@@ -114,8 +116,11 @@ impl Identities {
             if content.is_empty() || content.starts_with('#') {
                 continue;
             }
-            let key = age::x25519::Identity::from_str(content)
-                .map_err(|why| KeyError::Identity { path: path.to_owned(), line, why })?;
+            let key = age::x25519::Identity::from_str(content).map_err(|why| KeyError::Identity {
+                path: path.to_owned(),
+                line,
+                why,
+            })?;
             keys.push(key);
         }
         if keys.is_empty() { Err(KeyError::NoIdentity(path.to_owned())) } else { Ok(Self(keys)) }
@@ -236,8 +241,7 @@ impl<W: Write> SealWriter<W> {
             Cipher::Age(out) => out.finish()?,
         };
         out.flush()?;
-        let sealed =
-            Sealed { bytes: out.bytes, sha256: out.hash.finalize().into(), plain_bytes: self.plain_bytes };
+        let sealed = Sealed { bytes: out.bytes, sha256: out.hash.finalize().into(), plain_bytes: self.plain_bytes };
         Ok((sealed, out.inner))
     }
 }

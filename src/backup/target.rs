@@ -43,7 +43,9 @@ pub type Options = BTreeMap<String, String>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Not a URL of a store.
-    #[error("\"{url}\" is no place for backups ({why}); allowed are s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX and file:///FOLDER")]
+    #[error(
+        "\"{url}\" is no place for backups ({why}); allowed are s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX and file:///FOLDER"
+    )]
     Url {
         /// What was given; without secrets.
         url: String,

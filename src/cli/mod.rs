@@ -4,6 +4,8 @@
 //! with `quorate:`; the exit code is that of `failure::Exit`; a reader that closes the pipe ends a command quietly.
 //! Leaves out: the work itself; commands talk to [`crate::client`], [`crate::workload`] and the node.
 
+mod alarms;
+mod backup;
 mod bench;
 mod cluster;
 mod completions;
@@ -60,6 +62,9 @@ enum Command {
     Leader(leader::LeaderCommand),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    Alarms(alarms::Alarms),
     Recover(recover::Recover),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -94,6 +99,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Member(command) => client_command(async { command.run(global).await }),
         Command::Leader(command) => client_command(async { command.run(global).await }),
         Command::Snapshot(command) => client_command(async { command.run(global).await }),
+        Command::Backup(command) => client_command(async { command.run(global).await }),
+        Command::Alarms(alarms) => client_command(async { alarms.run(global).await }),
         Command::Recover(recover) => client_command(async { recover.run(global).await }),
         Command::Bench(command) => command.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),

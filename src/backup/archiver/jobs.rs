@@ -10,10 +10,10 @@ use futures::future::BoxFuture;
 use super::ArchiveError;
 use super::bandwidth::Bandwidth;
 use super::source::{LogSource, Reached, SourceError};
+use crate::backup::log_object::LogObject;
 use crate::backup::manifest::Object;
 use crate::backup::repository::Repository;
 use crate::backup::settings::TargetSettings;
-use crate::backup::log_object::LogObject;
 use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::clock::Instant;
 use crate::types::{ClusterId, LogPosition};
@@ -83,7 +83,7 @@ impl<S: LogSource> Work<S> {
         let work = Arc::clone(self);
         Box::pin(async move {
             let snapshot = work.source.snapshot().await?;
-            let pace = async |bytes: usize| work.bandwidth.turn(bytes as u64).await;
+            let pace = |bytes: usize| work.bandwidth.turn(bytes as u64);
             let recipients = &work.settings.recipients;
             let object = store_snapshot(&work.repository, &snapshot.path, &snapshot.meta, recipients, pace).await?;
             Ok(Done::Full(object))
@@ -101,7 +101,8 @@ impl<S: LogSource> Work<S> {
             let recipients = &work.settings.recipients;
             let upto = LogPosition::from(last.last);
             let first = previous.map_or(0, |previous| previous.index.get() + 1);
-            let object = LogObject { cluster: work.cluster, previous, first, last: upto, state: last.state.map(Into::into) };
+            let object =
+                LogObject { cluster: work.cluster, previous, first, last: upto, state: last.state.map(Into::into) };
             let mut sending = object.begin(&work.repository, recipients).await?;
             let mut after = previous;
             while after.is_none_or(|after| after.index < upto.index) {
@@ -131,8 +132,8 @@ impl<S: LogSource> Work<S> {
     /// Looks whether the newest manifest is where it was.
     pub(super) fn check(self: &Arc<Self>, manifest: String) -> Job {
         let work = Arc::clone(self);
-        Box::pin(async move {
-            work.repository.size(&manifest).await.map(|_| Done::Checked).map_err(ArchiveError::from)
-        })
+        Box::pin(
+            async move { work.repository.head(&manifest).await.map(|_| Done::Checked).map_err(ArchiveError::from) },
+        )
     }
 }

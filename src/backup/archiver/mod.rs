@@ -25,7 +25,7 @@ use std::time::Duration;
 use backon::BackoffBuilder as _;
 use tokio::sync::watch;
 
-pub use progress::{Archived, Desk, Failing, FullStatus, Gap, Sent, Status};
+pub use progress::{Archived, Desk, EXPOSURE_BUCKETS, Failing, FullStatus, Gap, Sent, Status};
 pub use source::{LogSource, Reached, SourceError, SourceSnapshot};
 
 use self::bandwidth::Bandwidth;

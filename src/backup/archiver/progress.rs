@@ -108,21 +108,24 @@ pub struct Desk {
     exposure: Histogram,
 }
 
-/// Buckets of [`Desk::exposure`], in seconds.
-const EXPOSURE_BUCKETS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 15.0, 60.0, 300.0];
+/// Buckets for [`Desk::new`], in seconds.
+pub const EXPOSURE_BUCKETS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 15.0, 60.0, 300.0];
 
 impl Default for Desk {
     fn default() -> Self {
-        Self {
-            status: watch::Sender::default(),
-            nudged: Notify::new(),
-            full_wanted: AtomicBool::new(false),
-            exposure: Histogram::new(EXPOSURE_BUCKETS),
-        }
+        Self::new(Histogram::new(EXPOSURE_BUCKETS))
     }
 }
 
 impl Desk {
+    /// One that notes in `exposure` for how long entries stood on the nodes' disks alone, at worst, each time they were
+    /// sent, in seconds.
+    #[must_use]
+    pub fn new(exposure: Histogram) -> Self {
+        let (status, nudged, full_wanted) = (watch::Sender::default(), Notify::new(), AtomicBool::new(false));
+        Self { status, nudged, full_wanted, exposure }
+    }
+
     /// How it stands, and news of it.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -138,12 +141,6 @@ impl Desk {
     pub fn want_full(&self) {
         self.full_wanted.store(true, Ordering::Release);
         self.nudge();
-    }
-
-    /// For how long entries stood on the nodes' disks alone, at worst, each time they were sent, in seconds.
-    #[must_use]
-    pub fn exposure(&self) -> &Histogram {
-        &self.exposure
     }
 
     pub(super) async fn nudged(&self) {

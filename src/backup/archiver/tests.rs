@@ -201,8 +201,7 @@ impl Running {
     }
 
     async fn archived(&self, index: u64) -> Status {
-        let reaches =
-            |status: &Status| status.archived.is_some_and(|archived| archived.position.index.get() >= index);
+        let reaches = |status: &Status| status.archived.is_some_and(|archived| archived.position.index.get() >= index);
         self.until(&format!("entry {index} is archived"), reaches).await
     }
 }

@@ -27,6 +27,9 @@ use crate::types::{LogPosition, Revision, WallTime};
 /// How often it is looked at most whether something is to be sent.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The least time between two flushes that somebody waits for: so many more of those who wait share one.
+const URGENT_INTERVAL: Duration = Duration::from_millis(50);
+
 /// How often the newest manifest is looked for, so that it is noticed when somebody removed the archive.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -58,6 +61,8 @@ pub(super) struct Worker<'a, S> {
     flushed_at: Instant,
     flushed_bytes: u64,
     urgent: bool,
+    /// When the next flush that somebody waits for may begin.
+    urgent_at: Instant,
     merge_at: Instant,
     check_at: Instant,
     full_at: Option<WallTime>,
@@ -85,6 +90,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             flushed_bytes,
             // What came while nobody archived has waited long enough.
             urgent: true,
+            urgent_at: now,
             merge_at: now,
             check_at: now + CHECK_INTERVAL,
             full_at: None,
@@ -103,6 +109,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             tokio::select! {
                 Some(done) = self.jobs.next() => self.finish(done?).await?,
                 () = self.desk.nudged() => self.urgent = true,
+                () = tokio::time::sleep_until(self.urgent_at), if self.urgent && !self.shipping => {}
                 _ = looks.tick() => {}
             }
         }
@@ -118,7 +125,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
         self.shipped = log.or(full);
         let end = if full.is_some() { log.max(full) } else { None };
         let known = self.chain.objects().filter(|object| object.state.is_some()).max_by_key(|object| object.last.index);
-        let revision = known.and_then(|object| object.state).map_or(Revision::ZERO, |state| Revision::new(state.revision));
+        let revision =
+            known.and_then(|object| object.state).map_or(Revision::ZERO, |state| Revision::new(state.revision));
         let newest = self.chain.fulls().last().and_then(|full| full_status(full));
         self.full_at = newest.map_or(Some(WallTime::ZERO), |full| self.work.settings.full.next_after(full.at));
         let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
@@ -177,8 +185,10 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let settings = &self.work.settings;
         let waiting = self.work.source.written_bytes().saturating_sub(self.flushed_bytes);
         let elapsed = now.saturating_duration_since(self.flushed_at);
-        if self.urgent || elapsed >= settings.flush_interval || waiting >= settings.flush_bytes {
+        let urgent = self.urgent && now >= self.urgent_at;
+        if urgent || elapsed >= settings.flush_interval || waiting >= settings.flush_bytes {
             self.urgent = false;
+            self.urgent_at = now + URGENT_INTERVAL;
             self.flushed_at = now;
             self.flushed_bytes = self.work.source.written_bytes();
             self.shipping = true;
@@ -288,12 +298,22 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let (backup, begins) = (&self.work.settings.name, purged.index.get() + 1);
         match bridge {
             Some(bridge) => {
-                tracing::warn!(backup, after = after.get(), until = bridge.index.get(), "a whole state bridges a gap in the archive");
+                tracing::warn!(
+                    backup,
+                    after = after.get(),
+                    until = bridge.index.get(),
+                    "a whole state bridges a gap in the archive"
+                );
                 self.shipped = Some(bridge);
                 self.urgent = true;
             }
             None => {
-                tracing::warn!(backup, after = after.get(), begins, "the log was removed before it was archived; a whole state is sent");
+                tracing::warn!(
+                    backup,
+                    after = after.get(),
+                    begins,
+                    "the log was removed before it was archived; a whole state is sent"
+                );
                 self.bridging = true;
             }
         }
@@ -317,7 +337,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
             status.full_under_way = false;
             status.full = newest;
             let revision = newest.map_or(Revision::ZERO, |full| full.revision);
-            status.archived = Some(Archived { position: object.last.into(), revision }).max_by_position(status.archived);
+            status.archived =
+                Some(Archived { position: object.last.into(), revision }).max_by_position(status.archived);
         });
         self.all_is_well();
         Ok(())

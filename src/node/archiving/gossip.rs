@@ -5,6 +5,7 @@
 //! holds up no other. Leaves out: what is told (`news`).
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -36,8 +37,6 @@ pub(super) async fn run(archiving: Archiving) {
     let mut under_way = FuturesUnordered::new();
     let mut busy = BTreeSet::new();
     let mut again = BTreeSet::new();
-    // Before the others were asked once, each would think that it is alone.
-    let mut heard_once = false;
     loop {
         let asks: bool;
         tokio::select! {
@@ -63,19 +62,19 @@ pub(super) async fn run(archiving: Archiving) {
                     busy.insert(id);
                     under_way.push(exchange(&archiving, id));
                 } else if busy.is_empty() {
-                    heard_once = true;
+                    shared.settled.store(true, Ordering::Relaxed);
                 }
             }
         }
-        if heard_once {
-            archiving.decide();
-        }
+        archiving.decide();
         archiving.look();
         if !asks {
             continue;
         }
         let others = others(&archiving);
-        heard_once |= others.is_empty() && shared.raft.leads();
+        if others.is_empty() && shared.raft.leads() {
+            shared.settled.store(true, Ordering::Relaxed);
+        }
         for id in others {
             if busy.insert(id) {
                 under_way.push(exchange(&archiving, id));

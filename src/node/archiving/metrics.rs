@@ -6,14 +6,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::Archiving;
 use super::place::Place;
-use crate::backup::archiver::{Sent, Status};
+use crate::backup::archiver::{EXPOSURE_BUCKETS, Sent, Status};
 
 /// Reads the figures at each scrape.
 pub(super) struct ArchiveCollector(pub(super) Archiving);
@@ -24,13 +26,27 @@ impl fmt::Debug for ArchiveCollector {
     }
 }
 
-/// The times that entries stood on the nodes' disks alone, one series a place.
-pub(super) fn register_exposure(registry: &mut Registry, places: &[Arc<Place>]) {
-    for place in places {
-        let name = place.settings.name.clone();
-        let labelled = registry.sub_registry_with_label(("target".into(), name.into()));
-        let help = "For how long the oldest of the entries that were archived together had been on the nodes' disks alone";
-        labelled.register("backup_exposure_seconds", help, place.desk.exposure().clone());
+/// The label of a place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Target {
+    target: String,
+}
+
+/// For how long entries stood on the nodes' disks alone, one series a place.
+#[derive(Clone)]
+pub(super) struct Exposure(Family<Target, Histogram, fn() -> Histogram>);
+
+impl Exposure {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let family: Family<Target, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(EXPOSURE_BUCKETS));
+        let help = "For how long the oldest of the entries archived together had stood on the nodes' disks alone";
+        registry.register_with_unit("backup_exposure", help, Unit::Seconds, family.clone());
+        Self(family)
+    }
+
+    pub(super) fn of(&self, target: &str) -> Histogram {
+        self.0.get_or_create_owned(&Target { target: target.to_owned() })
     }
 }
 
@@ -38,11 +54,9 @@ pub(super) fn register_exposure(registry: &mut Registry, places: &[Arc<Place>]) 
 type Gauge = (&'static str, &'static str, fn(&Archiving, &Place, &Status) -> Option<f64>);
 
 const GAUGES: &[Gauge] = &[
-    (
-        "backup_rpo_seconds",
-        "What was written in this time may not be archived yet",
-        |archiving, place, _| archiving.behind(place).map(|behind| behind.as_secs_f64()),
-    ),
+    ("backup_rpo_seconds", "What was written in this time may not be archived yet", |archiving, place, _| {
+        archiving.behind(place).map(|behind| behind.as_secs_f64())
+    }),
     ("backup_archived_index", "Last entry of the log that is archived", |archiving, place, _| {
         archiving.archived(place).map(|archived| archived.position.index.get() as f64)
     }),
@@ -56,9 +70,7 @@ const GAUGES: &[Gauge] = &[
     ("backup_full_timestamp_seconds", "When the newest archived snapshot was made", |_, _, status| {
         status.full.map(|full| full.at.get() as f64 / 1e3)
     }),
-    ("backup_objects", "Objects in the archive", |_, _, status| {
-        status.archived.map(|_| status.objects as f64)
-    }),
+    ("backup_objects", "Objects in the archive", |_, _, status| status.archived.map(|_| status.objects as f64)),
     ("backup_object_bytes", "Length of all objects in the archive", |_, _, status| {
         status.archived.map(|_| status.object_bytes as f64)
     }),
@@ -76,9 +88,6 @@ const COUNTERS: &[Counter] = &[
 impl Collector for ArchiveCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let places: Vec<_> = self.0.0.places.iter().map(|place| (place, place.status())).collect();
-        if places.is_empty() {
-            return Ok(());
-        }
         for (name, help, value) in GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0_f64).metric_type())?;
             for (place, status) in &places {

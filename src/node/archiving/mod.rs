@@ -19,6 +19,7 @@ mod thread;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,10 +30,10 @@ use tokio_util::task::TaskTracker;
 
 use self::alarms::Board;
 use self::choice::Candidate;
-use self::metrics::ArchiveCollector;
+use self::metrics::{ArchiveCollector, Exposure};
 pub(super) use self::news::ARCHIVE;
-use self::news::{Answer, Message, News, PlaceNews, What};
 pub use self::news::{Alarm, Archived, Full, Trouble};
+use self::news::{Answer, Message, News, PlaceNews, What};
 pub use self::offsite::OffsiteRule;
 use self::place::Place;
 use self::thread::Author;
@@ -75,6 +76,8 @@ struct Shared {
     /// Others are to be told at once.
     telling: Notify,
     board: Mutex<Board>,
+    /// Whether the others were asked once: before, each would think that it is alone.
+    settled: AtomicBool,
 }
 
 /// What another node said last.
@@ -145,7 +148,9 @@ impl Archiving {
         timers: Timers,
         metrics: &Metrics,
     ) -> Self {
-        let places: Vec<_> = config.places.iter().map(|settings| Arc::new(Place::new(settings.clone()))).collect();
+        let exposure = metrics.register(Exposure::register);
+        let place = |settings: &TargetSettings| Place::new(settings.clone(), exposure.of(&settings.name));
+        let places: Vec<_> = config.places.iter().map(|settings| Arc::new(place(settings))).collect();
         let archiving = Self(Arc::new(Shared {
             cluster,
             raft,
@@ -158,12 +163,10 @@ impl Archiving {
             wanted: Mutex::new(Revision::ZERO),
             telling: Notify::new(),
             board: Mutex::default(),
+            settled: AtomicBool::new(false),
         }));
         let collector = ArchiveCollector(archiving.clone());
-        metrics.register(|registry| {
-            metrics::register_exposure(registry, &archiving.0.places);
-            registry.register_collector(Box::new(collector));
-        });
+        metrics.register(|registry| registry.register_collector(Box::new(collector)));
         archiving
     }
 
@@ -269,7 +272,7 @@ impl Archiving {
             let mut candidates = vec![candidate(raft.id(), own.leads, own.applied, news)];
             let heard = self.heard_of(&news.name, news.url_hash);
             candidates.extend(heard.iter().map(|(id, _, leads, applied, news)| candidate(*id, *leads, *applied, news)));
-            let active = choice::choose(&candidates) == Some(raft.id());
+            let active = self.0.settled.load(Ordering::Relaxed) && choice::choose(&candidates) == Some(raft.id());
             place.active.send_if_modified(|before| std::mem::replace(before, active) != active);
             if place.settings.log {
                 let archived = self.archived(place).map_or(0, |archived| archived.position.index.get());

@@ -68,8 +68,8 @@ impl Archiving {
         });
         let heard = self.0.heard.lock();
         let others = heard.values().flat_map(|heard| &heard.news.places).filter(|place| place.durable);
-        let others =
-            others.map(|place| ((place.name.clone(), place.url_hash), place.archived.map(|archived| archived.revision)));
+        let others = others
+            .map(|place| ((place.name.clone(), place.url_hash), place.archived.map(|archived| archived.revision)));
         for (place, archived) in own.chain(others) {
             let known = places.entry(place).or_default();
             *known = (*known).max(archived);
@@ -159,7 +159,11 @@ mod tests {
         };
         assert!(covers(put("money/1")) && !covers(put("money")) && !covers(put("n")));
         assert!(!covers(TxnOp::Get { selector: Selector::Range(KeyRange::all()), limit: 1, keys_only: false }));
-        assert!(covers(range(b"a", None)) && covers(range(b"money/5", Some(b"money/6"))) && covers(range(b"m", Some(b"money/0"))));
+        assert!(
+            covers(range(b"a", None))
+                && covers(range(b"money/5", Some(b"money/6")))
+                && covers(range(b"m", Some(b"money/0")))
+        );
         assert!(!covers(range(b"a", Some(b"money/"))) && !covers(range(b"money0", None)) && !covers(range(b"n", None)));
         assert!(!OffsiteRule::default().covers(&Txn { success: vec![put("money/1")], ..Txn::default() }));
     }

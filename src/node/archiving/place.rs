@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -29,12 +30,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn new(settings: TargetSettings) -> Self {
+    /// `exposure` is where its desk notes how late it archives.
+    pub(super) fn new(settings: TargetSettings, exposure: Histogram) -> Self {
         Self {
             url_hash: xxh3_64(settings.url.trim_end_matches('/').as_bytes()),
             url: target::redacted(&settings.url),
             settings,
-            desk: Arc::new(Desk::default()),
+            desk: Arc::new(Desk::new(exposure)),
             active: watch::Sender::new(false),
             refused: Mutex::new(None),
         }

@@ -69,8 +69,7 @@ async fn archive(place: &Place, author: &Author, source: &Arc<RaftSource>) {
     };
     place.set_refused(None);
     let (settings, desk) = (place.settings.clone(), Arc::clone(&place.desk));
-    let archiver =
-        Archiver::new(author.cluster, author.name.clone(), settings, repository, Arc::clone(source), desk);
+    let archiver = Archiver::new(author.cluster, author.name.clone(), settings, repository, Arc::clone(source), desk);
     let active: watch::Receiver<bool> = place.active.subscribe();
     archiver.run(active).await;
 }

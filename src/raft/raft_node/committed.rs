@@ -70,7 +70,11 @@ impl RaftNode {
                 return Err(CommittedError::Missing(index));
             }
         }
-        if entries.is_empty() { Err(CommittedError::Missing(from.get())) } else { Ok(entries.into_iter().map(of_raft).collect()) }
+        if entries.is_empty() {
+            Err(CommittedError::Missing(from.get()))
+        } else {
+            Ok(entries.into_iter().map(of_raft).collect())
+        }
     }
 
     /// The last entry that was removed from the log.

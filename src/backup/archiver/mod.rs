@@ -44,6 +44,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause.
 pub const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How often a node that waits for its turn looks whether it could archive.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Why archiving stopped for now.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -85,10 +88,12 @@ impl<S: LogSource> Archiver<S> {
     /// Archives whenever `active` says so, for ever; ends when nobody can say so any more. Dropped at any point, it leaves
     /// nothing half-done.
     pub async fn run(self, mut active: watch::Receiver<bool>) {
-        let mut pauses = pauses();
-        while let Err(error) = self.look(&mut active).await {
+        let (mut pauses, mut at_work) = (pauses(), false);
+        let mut sent = 0;
+        while let Err(error) = self.look(&mut active, &mut at_work).await {
+            let sent_now = self.desk.status().borrow().sent_objects();
             // Something went well since the last time.
-            if self.desk.status().borrow().failing.is_none() {
+            if std::mem::replace(&mut sent, sent_now) != sent_now {
                 pauses = self::pauses();
             }
             self.failed(&error);
@@ -96,15 +101,26 @@ impl<S: LogSource> Archiver<S> {
         }
     }
 
-    /// Finds out whether the store can be used, waits for its turn and archives for as long as it has it.
-    async fn look(&self, active: &mut watch::Receiver<bool>) -> Result<(), ArchiveError> {
+    /// Finds out whether the store can be used, waits for its turn and archives for as long as it has it. `at_work` is
+    /// whether it failed while it archived, the last time.
+    async fn look(&self, active: &mut watch::Receiver<bool>, at_work: &mut bool) -> Result<(), ArchiveError> {
         loop {
-            // Read also by those that only wait, so that they know whether they could.
+            // Also by those that only wait, so that they know whether they could.
             let mut chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
-            self.desk.tell(|status| status.healthy = true);
-            if !async { active.wait_for(|active| *active).await.is_ok() }.await {
-                return Ok(());
+            self.usable(!*at_work);
+            loop {
+                let turn = async { active.wait_for(|active| *active).await.is_ok() };
+                match tokio::time::timeout(RECHECK_INTERVAL, turn).await {
+                    Ok(true) => break,
+                    Ok(false) => return Ok(()),
+                    Err(_) => {
+                        chain.refresh(&self.work.repository).await?;
+                        *at_work = false;
+                        self.usable(true);
+                    }
+                }
             }
+            *at_work = true;
             chain.refresh(&self.work.repository).await?;
             tracing::info!(backup = self.work.settings.name, "this node archives");
             tokio::select! {
@@ -117,6 +133,16 @@ impl<S: LogSource> Archiver<S> {
             tracing::info!(backup = self.work.settings.name, "another node archives");
             self.desk.tell(|status| status.full_under_way = false);
         }
+    }
+
+    /// The store does what is asked of it; `surely` also where it failed last.
+    fn usable(&self, surely: bool) {
+        self.desk.tell(|status| {
+            status.healthy = true;
+            if surely {
+                status.failing = None;
+            }
+        });
     }
 
     fn failed(&self, error: &ArchiveError) {

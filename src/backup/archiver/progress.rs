@@ -99,6 +99,12 @@ pub struct Status {
     pub sent_full: Sent,
 }
 
+impl Status {
+    pub(super) fn sent_objects(&self) -> u64 {
+        self.sent_log.objects + self.sent_merged.objects + self.sent_full.objects
+    }
+}
+
 /// Where an archiver tells how it stands, and hears what is wanted. Shared with whoever watches it.
 #[derive(Debug)]
 pub struct Desk {

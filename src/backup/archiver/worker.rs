@@ -51,6 +51,8 @@ pub(super) struct Worker<'a, S> {
     chain: Catalogue,
     /// The last entry that is archived as part of the log: what is sent next follows it.
     shipped: Option<LogPosition>,
+    /// The newest whole state, and its revision.
+    full: Option<(LogPosition, Revision)>,
     /// A whole state must bridge a gap before more of the log is of use.
     bridging: bool,
     jobs: FuturesUnordered<Job>,
@@ -80,6 +82,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             desk,
             chain,
             shipped: None,
+            full: None,
             bridging: false,
             jobs: FuturesUnordered::new(),
             shipping: false,
@@ -109,7 +112,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             tokio::select! {
                 Some(done) = self.jobs.next() => self.finish(done?).await?,
                 () = self.desk.nudged() => self.urgent = true,
-                () = tokio::time::sleep_until(self.urgent_at), if self.urgent && !self.shipping => {}
+                () = tokio::time::sleep_until(self.urgent_at), if self.urgent && self.may_ship() => {}
                 _ = looks.tick() => {}
             }
         }
@@ -118,7 +121,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
     /// Takes from the chain where the archive stands.
     fn look_around(&mut self) {
         let segments = self.chain.segments();
-        let full = self.chain.fulls().last().map(|full| LogPosition::from(full.last));
+        let newest = self.chain.fulls().last().and_then(|full| full_status(full));
+        let full = newest.map(|full| full.position);
         let log = segments.last().map(|last| LogPosition::from(last.last));
         // Entries between the last piece of the log and the whole state, if there are any, are still wanted: without them
         // the states in between could not be restored from an older one.
@@ -127,7 +131,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let known = self.chain.objects().filter(|object| object.state.is_some()).max_by_key(|object| object.last.index);
         let revision =
             known.and_then(|object| object.state).map_or(Revision::ZERO, |state| Revision::new(state.revision));
-        let newest = self.chain.fulls().last().and_then(|full| full_status(full));
+        self.full = newest.map(|full| (full.position, full.revision));
         self.full_at = newest.map_or(Some(WallTime::ZERO), |full| self.work.settings.full.next_after(full.at));
         let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
         self.desk.tell(|status| {
@@ -144,7 +148,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             self.desk.tell(|status| status.full_under_way = true);
             self.jobs.push(self.work.full());
         }
-        if self.work.settings.log && !self.shipping && !self.bridging && !self.chain.fulls().is_empty() {
+        if self.may_ship() {
             self.ship_if_due(now);
         }
         if !self.work.settings.log {
@@ -164,11 +168,16 @@ impl<'a, S: LogSource> Worker<'a, S> {
         }
     }
 
+    /// Whether more of the log can be sent: behind a whole state, one piece after the other.
+    fn may_ship(&self) -> bool {
+        let reached = self.work.source.reached().is_some();
+        self.work.settings.log && !self.shipping && !self.bridging && self.full.is_some() && reached
+    }
+
     fn is_full_due(&self) -> bool {
-        let newest = self.chain.fulls().last().and_then(|full| full.state);
-        let Some(newest) = newest else { return self.work.source.reached().is_some() };
+        let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
         // The same state again would tell nothing new.
-        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision.get() != newest.revision);
+        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision != newest);
         let due = self.full_at.is_some_and(|at| at <= clock::wall());
         self.bridging || self.desk.is_full_wanted() || (due && changed)
     }
@@ -199,9 +208,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
 
     /// Where only whole states are archived, the age of the newest one is what would be lost.
     fn note_without_log(&mut self, now: Instant) {
-        let newest = self.chain.fulls().last().and_then(|full| full.state);
-        let reached = self.work.source.reached().map(|reached| reached.state.revision.get());
-        if newest.map(|state| state.revision) == reached && reached.is_some() {
+        let reached = self.work.source.reached().map(|reached| reached.state.revision);
+        if self.full.map(|(_, newest)| newest) == reached && reached.is_some() {
             self.covered(now, None);
         }
     }
@@ -288,8 +296,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     /// The log does not have the next entries any more.
     fn gone(&mut self, purged: LogPosition) {
         let after = self.shipped.map_or(crate::types::LogIndex::ZERO, |shipped| shipped.index);
-        let full = self.chain.fulls().last().map(|full| LogPosition::from(full.last));
-        let bridge = full.filter(|full| full.index >= purged.index);
+        let bridge = self.full.map(|(full, _)| full).filter(|full| full.index >= purged.index);
         let since = clock::wall();
         self.desk.tell(|status| {
             let since = status.gap.filter(|gap| gap.after == after).map_or(since, |gap| gap.since);
@@ -325,6 +332,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
         self.urgent = true;
         self.desk.full_done();
         let newest = full_status(&object);
+        // One that another node has sent meanwhile may be newer.
+        self.full = self.full.max(newest.map(|full| (full.position, full.revision)));
         // Behind its own time: the next one must not be due at once where it took long.
         let made_at = newest.map_or(WallTime::ZERO, |full| full.at).max(clock::wall());
         self.full_at = self.work.settings.full.next_after(made_at);

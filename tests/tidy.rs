@@ -52,7 +52,7 @@ const ROOMS: &[Room] = &[
         may_use: &["types", "codec", "clock", "telemetry", "state", "storage::Order", "storage::Error", "node"],
         crates: &["axum", "utoipa"],
     },
-    Room { name: "client", may_use: &["types", "clock", "api::model"], crates: &["reqwest"] },
+    Room { name: "client", may_use: &["types", "clock", "tls", "api::model"], crates: &["reqwest"] },
     Room { name: "workload", may_use: &["types", "clock", "client", "api::model"], crates: &["hdrhistogram"] },
     Room { name: "server", may_use: &["types", "clock", "telemetry", "transport", "node", "api"], crates: &[] },
     Room { name: "config", may_use: &["*"], crates: &["clap"] },

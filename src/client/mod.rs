@@ -23,6 +23,7 @@ pub use snapshot::{SavedSnapshot, SnapshotDownload};
 
 use endpoints::Endpoints;
 
+use crate::tls;
 use crate::types::Revision;
 
 /// The node that is talked to where none is named: the default client listener on this machine.
@@ -109,6 +110,8 @@ impl Builder {
     /// # Errors
     /// [`Error::Usage`] if there are no endpoints, or one of them is no URL that this client can speak.
     pub fn build(self) -> Result<Client, Error> {
+        // Also a client that never speaks TLS wants to know how it would.
+        tls::install();
         let http = reqwest::Client::builder()
             .user_agent(concat!("quorate/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)

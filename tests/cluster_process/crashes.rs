@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::load::Load;
-use crate::process::{Cluster, Member, PATIENCE, Settings};
+use crate::process::{Cluster, Member, PATIENCE, Settings, client_builder};
 
 /// Writers of a test: enough that rounds carry several commands, few enough for two cores.
 pub(crate) const WRITERS: usize = 12;
@@ -172,7 +172,7 @@ impl Register {
 
 /// A client that keeps its connections: thousands of short ones would only fill the system's tables.
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    client_builder().build().unwrap()
 }
 
 /// Writes until stopped; the numbers of the writes that were refused.

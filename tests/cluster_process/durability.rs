@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::disk::{Disk, Fault, now};
-use crate::process::{Cluster, PATIENCE, POLL, Settings};
+use crate::process::{Cluster, PATIENCE, POLL, Settings, client_builder};
 use crate::trace::Trace;
 
 /// The most entries that a leader has in flight, as `OWN_ROUNDS_MAX` in `src/raft/proposer/` says.
@@ -64,7 +64,7 @@ async fn acknowledged(client: &reqwest::Client, endpoint: &str) -> Acknowledged 
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    client_builder().build().unwrap()
 }
 
 async fn start() -> (Cluster, Vec<Disk>) {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::crashes::RESUME_SLACK;
 use crate::links::Links;
 use crate::load::Load;
-use crate::process::{Cluster, PATIENCE, POLL, Settings};
+use crate::process::{Cluster, PATIENCE, POLL, Settings, client_builder};
 use crate::registers::Registers;
 
 /// One way.
@@ -33,7 +33,7 @@ fn settings() -> Settings {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    client_builder().build().unwrap()
 }
 
 /// The median time of a request; all must succeed.

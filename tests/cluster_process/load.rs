@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::process::{Cluster, Member, PATIENCE, http};
+use crate::process::{Cluster, Member, PATIENCE, client_builder, http};
 
 /// How much longer than its deadline a writer waits for an answer; one that takes longer is a failure.
 const ANSWER_SLACK: Duration = Duration::from_secs(5);
@@ -156,7 +156,7 @@ async fn write(
     stopped: watch::Receiver<bool>,
     news: Arc<watch::Sender<News>>,
 ) -> Told {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = client_builder().build().unwrap();
     let (mut told, mut endpoint) = (Told::default(), first);
     for number in 0_u64.. {
         if *stopped.borrow() {

@@ -218,7 +218,13 @@ impl Drop for Member {
 /// An HTTP client without a memory: no pool, no proxy, no redirects.
 pub(crate) fn http() -> reqwest::Client {
     // A connection that was pooled before a node was killed would fail once for no fault of the node.
-    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
+    client_builder().pool_max_idle_per_host(0).build().unwrap()
+}
+
+/// An HTTP client to be: without a proxy.
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    quorate::tls::install();
+    reqwest::Client::builder().no_proxy()
 }
 
 /// A port that is free, and is not given to another test of this process.

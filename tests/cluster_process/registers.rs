@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::process::{Cluster, PATIENCE};
+use crate::process::{Cluster, PATIENCE, client_builder};
 
 /// Keys; few, so that clients meet on them.
 const KEYS: usize = 4;
@@ -88,7 +88,7 @@ impl Registers {
         while let Some(noted) = self.clients.join_next().await {
             history.extend(noted.unwrap());
         }
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = client_builder().build().unwrap();
         for endpoint in cluster.endpoints() {
             for key in 0..KEYS {
                 let read = get(&client, &endpoint, &format!("register-{key}"), self.origin).await;
@@ -110,7 +110,7 @@ async fn work(
     stopped: watch::Receiver<bool>,
     news: Arc<watch::Sender<News>>,
 ) -> Vec<Operation> {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = client_builder().build().unwrap();
     let mut history = Vec::new();
     for number in 0_u64.. {
         if *stopped.borrow() {

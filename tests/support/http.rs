@@ -19,6 +19,7 @@ pub(crate) type Headers<'a> = &'a [(&'a str, &'a str)];
 impl Http {
     /// A client of the node at this URL.
     pub(crate) fn new(url: &str) -> Self {
+        quorate::tls::install();
         let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
         Self { url: url.trim_end_matches('/').to_owned(), client }
     }

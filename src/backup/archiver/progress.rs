@@ -2,7 +2,7 @@
 //!
 //! Guarantees: what is told as archived belongs to the chain of manifests. Leaves out: what other nodes know (`node`).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -110,6 +110,8 @@ impl Status {
 pub struct Desk {
     status: watch::Sender<Status>,
     nudged: Notify,
+    /// A revision that somebody waits for.
+    wanted: AtomicU64,
     full_wanted: AtomicBool,
     exposure: Histogram,
 }
@@ -128,8 +130,8 @@ impl Desk {
     /// sent, in seconds.
     #[must_use]
     pub fn new(exposure: Histogram) -> Self {
-        let (status, nudged, full_wanted) = (watch::Sender::default(), Notify::new(), AtomicBool::new(false));
-        Self { status, nudged, full_wanted, exposure }
+        let (status, nudged) = (watch::Sender::default(), Notify::new());
+        Self { status, nudged, wanted: AtomicU64::new(0), full_wanted: AtomicBool::new(false), exposure }
     }
 
     /// How it stands, and news of it.
@@ -138,19 +140,24 @@ impl Desk {
         self.status.subscribe()
     }
 
-    /// Has what is applied sent at once.
-    pub fn nudge(&self) {
+    /// Somebody waits until this revision is archived: it is sent as soon as it is applied here.
+    pub fn want(&self, revision: Revision) {
+        self.wanted.fetch_max(revision.get(), Ordering::AcqRel);
         self.nudged.notify_one();
     }
 
     /// Has a whole state sent soon.
     pub fn want_full(&self) {
         self.full_wanted.store(true, Ordering::Release);
-        self.nudge();
+        self.nudged.notify_one();
     }
 
     pub(super) async fn nudged(&self) {
         self.nudged.notified().await;
+    }
+
+    pub(super) fn wanted(&self) -> Revision {
+        Revision::new(self.wanted.load(Ordering::Acquire))
     }
 
     pub(super) fn is_full_wanted(&self) -> bool {

@@ -30,6 +30,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The least time between two flushes that somebody waits for: so many more of those who wait share one.
 const URGENT_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How soon it is looked again for an entry that somebody waits for, and that is not applied here yet.
+const WANTED_INTERVAL: Duration = Duration::from_millis(10);
+
 /// How often the newest manifest is looked for, so that it is noticed when somebody removed the archive.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -51,6 +54,8 @@ pub(super) struct Worker<'a, S> {
     chain: Catalogue,
     /// The last entry that is archived as part of the log: what is sent next follows it.
     shipped: Option<LogPosition>,
+    /// The revision that is surely archived.
+    archived: Revision,
     /// The newest whole state, and its revision.
     full: Option<(LogPosition, Revision)>,
     /// A whole state must bridge a gap before more of the log is of use.
@@ -82,6 +87,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             desk,
             chain,
             shipped: None,
+            archived: Revision::ZERO,
             full: None,
             bridging: false,
             jobs: FuturesUnordered::new(),
@@ -111,8 +117,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
             self.begin_what_is_due();
             tokio::select! {
                 Some(done) = self.jobs.next() => self.finish(done?).await?,
-                () = self.desk.nudged() => self.urgent = true,
-                () = tokio::time::sleep_until(self.urgent_at), if self.urgent && self.may_ship() => {}
+                () = self.desk.nudged() => {}
+                () = tokio::time::sleep_until(self.urgent_at), if self.is_urgent() && self.may_ship() => {}
                 _ = looks.tick() => {}
             }
         }
@@ -132,6 +138,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let revision =
             known.and_then(|object| object.state).map_or(Revision::ZERO, |state| Revision::new(state.revision));
         self.full = newest.map(|full| (full.position, full.revision));
+        self.archived = if full.is_some() { revision } else { Revision::ZERO };
         self.full_at = newest.map_or(Some(WallTime::ZERO), |full| self.work.settings.full.next_after(full.at));
         let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
         self.desk.tell(|status| {
@@ -174,6 +181,11 @@ impl<'a, S: LogSource> Worker<'a, S> {
         self.work.settings.log && !self.shipping && !self.bridging && self.full.is_some() && reached
     }
 
+    /// Whether what is applied should be sent at once.
+    fn is_urgent(&self) -> bool {
+        self.urgent || self.desk.wanted() > self.archived
+    }
+
     fn is_full_due(&self) -> bool {
         let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
         // The same state again would tell nothing new.
@@ -186,6 +198,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let Some(upto) = self.work.source.reached() else { return };
         if self.shipped.is_some_and(|shipped| shipped.index >= upto.position.index) {
             self.urgent = false;
+            self.urgent_at = now + WANTED_INTERVAL;
             self.flushed_at = now;
             self.flushed_bytes = self.work.source.written_bytes();
             self.all_is_well();
@@ -194,7 +207,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let settings = &self.work.settings;
         let waiting = self.work.source.written_bytes().saturating_sub(self.flushed_bytes);
         let elapsed = now.saturating_duration_since(self.flushed_at);
-        let urgent = self.urgent && now >= self.urgent_at;
+        let urgent = self.is_urgent() && now >= self.urgent_at;
         if urgent || elapsed >= settings.flush_interval || waiting >= settings.flush_bytes {
             self.urgent = false;
             self.urgent_at = now + URGENT_INTERVAL;
@@ -275,6 +288,9 @@ impl<'a, S: LogSource> Worker<'a, S> {
         }
         self.shipped = Some(last);
         let complete = last == shipment.upto.position;
+        if complete {
+            self.archived = shipment.upto.state.revision;
+        }
         self.desk.tell(|status| {
             count(&mut status.sent_log, &sent);
             (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + sent.bytes);
@@ -340,6 +356,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let (backup, position) = (&self.work.settings.name, object.last.index);
         tracing::info!(backup, position, bytes = object.bytes, "a whole state is archived");
         self.shipped = self.shipped.or(Some(object.last.into()));
+        self.archived = self.archived.max(newest.map_or(Revision::ZERO, |full| full.revision));
         self.desk.tell(|status| {
             count(&mut status.sent_full, &object);
             (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + object.bytes);

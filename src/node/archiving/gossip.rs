@@ -67,6 +67,8 @@ pub(super) async fn run(archiving: Archiving) {
             }
         }
         archiving.decide();
+        let wanted = *shared.wanted.lock();
+        archiving.nudge(wanted);
         archiving.look();
         if !asks {
             continue;

@@ -220,7 +220,7 @@ impl Archiving {
         for place in self.0.places.iter().filter(|place| *place.active.borrow()) {
             let archived = place.desk.status().borrow().archived.map(|archived| archived.revision);
             if archived < Some(wanted) {
-                place.desk.nudge();
+                place.desk.want(wanted);
             }
         }
     }

@@ -30,6 +30,9 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The query parameter of writes that says how safe they are to be.
+pub(super) const DURABILITY: &str = "durability";
+
 /// The longest request id that is taken over, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
@@ -40,6 +43,8 @@ pub(super) struct Call {
     pub(super) revision: Option<Revision>,
     /// How old the data may be, if the answer must tell: `Some(None)` where nothing is proven.
     pub(super) staleness: Option<Option<Duration>>,
+    /// Whether a write is answered only once it is off-site.
+    pub(super) offsite: bool,
     /// The consistency of a read.
     pub(super) consistency: Option<&'static str>,
     request_id: Option<HeaderValue>,
@@ -51,7 +56,7 @@ impl Call {
             (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
         };
         let request_id = head.headers.get(&REQUEST_ID).filter(sound).cloned();
-        Self { head, revision: None, staleness: None, consistency: None, request_id }
+        Self { head, revision: None, staleness: None, offsite: false, consistency: None, request_id }
     }
 
     pub(super) fn headers(&self) -> &HeaderMap {
@@ -64,6 +69,21 @@ impl Call {
         later: &'static [&'static str],
     ) -> Result<Query<'_>, Invalid> {
         Query::parse(self.head.uri.query(), allowed, later)
+    }
+
+    /// Reads how safe a write is to be before it is answered: the parameter [`DURABILITY`] of a query.
+    pub(super) fn note_durability(&mut self, query: Option<&str>) -> Result<(), Invalid> {
+        self.offsite = match query {
+            None | Some("quorum") => false,
+            Some("offsite") => true,
+            Some(other) => {
+                return Err(Invalid::request(format!(
+                    "the query parameter \"{DURABILITY}\" is \"{}\"; it must be quorum (the default) or offsite",
+                    shown(other.as_bytes())
+                )));
+            }
+        };
+        Ok(())
     }
 
     /// When the caller stops waiting, counted from now.

@@ -9,7 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use super::body;
-use super::call::{Call, counted_json, etag, json};
+use super::call::{Call, DURABILITY, counted_json, etag, json};
 use super::freshness::Freshness;
 use super::model::{DeleteReply, Invalid, Problem, PutReply, Record, Selector};
 use super::path::key_of;
@@ -29,7 +29,10 @@ const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream")
 const LATER: &[&str] = &["lease", "ttl"];
 
 /// The parameters that choose a range.
-const RANGE: &[&str] = &["prefix", "start", "end"];
+const RANGE: &[&str] = &["prefix", "start", "end", DURABILITY];
+
+/// The parameters of a write of one key.
+const WRITE: &[&str] = &[DURABILITY];
 
 /// Read one key
 ///
@@ -111,6 +114,8 @@ fn set_meta(headers: &mut HeaderMap, meta: RecordMeta) {
 /// The body is the value, byte by byte.
 #[utoipa::path(put, path = "/v1/kv/{key}", tag = "keys", params(
     ("key" = String, Path, description = "1 to 4,096 bytes, percent-encoded; `/` may stand as it is"),
+    ("durability" = Option<String>, Query,
+        description = "quorum (default), or offsite: answer only once an archive off-site has it"),
     ("If-Match" = Option<String>, Header,
         description = "write only if the key is at this mod revision; * if it exists"),
     ("If-None-Match" = Option<String>, Header, description = "* writes only if the key does not exist"),
@@ -125,13 +130,14 @@ fn set_meta(headers: &mut HeaderMap, meta: RecordMeta) {
         body = Problem, content_type = "application/problem+json"),
     (status = 412, description = "precondition_failed", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "value_too_large", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "conflict: it can't be off-site", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "no_leader, no_quorum, not_ready",
         body = Problem, content_type = "application/problem+json"),
-    (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
+    (status = 504, description = "outcome_unknown, not_offsite", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Response, Failure> {
-    call.query(&[], LATER)?;
+    note_durability(call, WRITE, LATER)?;
     call.refuse_later_headers()?;
     let key = key_of(call.head.uri.path())?;
     let precondition = Precondition::parse(call.headers())?;
@@ -157,6 +163,8 @@ pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Re
 /// Delete one key
 #[utoipa::path(delete, path = "/v1/kv/{key}", tag = "keys", params(
     ("key" = String, Path, description = "1 to 4,096 bytes, percent-encoded; `/` may stand as it is"),
+    ("durability" = Option<String>, Query,
+        description = "quorum (default), or offsite: answer only once an archive off-site has it"),
     ("If-Match" = Option<String>, Header, description = "delete only if the key is at this mod revision"),
     ("Prefer" = Option<String>, Header, description = "redirect: answer 307 to the leader rather than forward"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
@@ -166,13 +174,14 @@ pub(super) async fn put_key(api: &Api, call: &mut Call, body: Body) -> Result<Re
     (status = 400, description = "bad_request, invalid_key", body = Problem, content_type = "application/problem+json"),
     (status = 404, description = "key_not_found", body = Problem, content_type = "application/problem+json"),
     (status = 412, description = "precondition_failed", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "conflict: it can't be off-site", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "no_leader, no_quorum, not_ready",
         body = Problem, content_type = "application/problem+json"),
-    (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
+    (status = 504, description = "outcome_unknown, not_offsite", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, Failure> {
-    call.query(&[], &[])?;
+    note_durability(call, WRITE, &[])?;
     call.refuse_later_headers()?;
     let key = key_of(call.head.uri.path())?;
     let precondition = Precondition::parse(call.headers())?;
@@ -197,6 +206,8 @@ pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, F
     ("prefix" = Option<String>, Query, description = "every key with this prefix"),
     ("start" = Option<String>, Query, description = "the inclusive lower bound"),
     ("end" = Option<String>, Query, description = "the exclusive upper bound"),
+    ("durability" = Option<String>, Query,
+        description = "quorum (default), or offsite: answer only once an archive off-site has it"),
     ("Prefer" = Option<String>, Header, description = "redirect: answer 307 to the leader rather than forward"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
 ), responses(
@@ -204,12 +215,14 @@ pub(super) async fn delete_key(api: &Api, call: &mut Call) -> Result<Response, F
     (status = 307, description = "the leader's URL, if `Prefer: redirect` asked for it"),
     (status = 400, description = "bad_request, invalid_range",
         body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "conflict: it can't be off-site", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "no_leader, no_quorum, not_ready",
         body = Problem, content_type = "application/problem+json"),
-    (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
+    (status = 504, description = "outcome_unknown, not_offsite", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_keys(api: &Api, call: &mut Call) -> Result<Response, Failure> {
+    note_durability(call, RANGE, &[])?;
     let query = call.query(RANGE, &[])?;
     call.refuse_later_headers()?;
     let selector = selector_of(&query, true)?.ok_or_else(|| {
@@ -229,6 +242,16 @@ pub(super) async fn delete_keys(api: &Api, call: &mut Call) -> Result<Response, 
         OpReply::Delete { deleted } => deleted_response(call, deleted),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Reads the query of a write, and takes note of how safe it is to be.
+pub(super) fn note_durability(
+    call: &mut Call,
+    allowed: &'static [&'static str],
+    later: &'static [&'static str],
+) -> Result<(), Invalid> {
+    let durability = call.query(allowed, later)?.text(DURABILITY)?.map(ToOwned::to_owned);
+    call.note_durability(durability.as_deref())
 }
 
 /// The range that a query names.

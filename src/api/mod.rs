@@ -5,6 +5,7 @@
 //! does (`node/`), and who may do it (decided at apply).
 
 mod admission;
+mod backups;
 mod body;
 mod call;
 mod cluster;

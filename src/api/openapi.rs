@@ -14,7 +14,7 @@ use utoipa::OpenApi;
 use super::call::{Call, JSON};
 use super::model;
 use super::problem::Failure;
-use super::{cluster, kv, list, members, ops, txn};
+use super::{backups, cluster, kv, list, members, ops, txn};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -39,6 +39,10 @@ use super::{cluster, kv, list, members, ops, txn};
         members::patch_member,
         members::delete_member,
         ops::get_snapshot,
+        backups::list_backups,
+        backups::get_backup,
+        backups::run_backup,
+        backups::list_alarms,
         ops::get_healthz,
         ops::get_readyz,
         ops::get_metrics,

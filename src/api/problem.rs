@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use super::admission::Scarce;
 use super::model::{Code, Invalid, OutcomeKind};
 use super::query::shown;
-use crate::node::{MemberError, ReadError, TransferError, WriteError};
+use crate::node::{BackupError, MemberError, ReadError, TransferError, WriteError};
 use crate::state::Rejection;
 use crate::types::Revision;
 
@@ -31,6 +31,8 @@ pub(super) enum Failure {
     Transfer(#[from] TransferError),
     #[error(transparent)]
     Member(#[from] MemberError),
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     #[error(transparent)]
     Edge(#[from] EdgeError),
 }
@@ -113,6 +115,7 @@ impl Failure {
             Self::Read(error) => of_read(error),
             Self::Transfer(error) => of_transfer(error),
             Self::Member(error) => of_member(error),
+            Self::Backup(error) => of_backup(error),
             Self::Edge(error) => of_edge(error),
         }
     }
@@ -133,6 +136,10 @@ fn of_write(error: &WriteError) -> Class {
         WriteError::NotReady(_) => unavailable(Code::NotReady),
         WriteError::Overloaded { retry_after } => {
             Class::later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, *retry_after)
+        }
+        WriteError::NoOffsite { .. } => Class::refused(StatusCode::CONFLICT, Code::Conflict),
+        WriteError::NotOffsite { .. } => {
+            Class { outcome: OutcomeKind::Applied, ..Class::refused(StatusCode::GATEWAY_TIMEOUT, Code::NotOffsite) }
         }
         WriteError::OutcomeUnknown(_) => Class::unknown(StatusCode::GATEWAY_TIMEOUT, Code::OutcomeUnknown),
         WriteError::Rejected(Rejection::ReplyTooLarge { .. } | Rejection::TooManyKeys { .. }) => {
@@ -191,6 +198,15 @@ fn of_member(error: &MemberError) -> Class {
     }
 }
 
+fn of_backup(error: &BackupError) -> Class {
+    match error {
+        BackupError::NotReady(_) => Class::later(StatusCode::SERVICE_UNAVAILABLE, Code::NotReady, RETRY_AFTER),
+        BackupError::Unknown { .. } => Class::refused(StatusCode::NOT_FOUND, Code::BackupNotFound),
+        // Not to be tried again unseen: somebody has to look at the store first.
+        BackupError::Nobody { .. } => Class::refused(StatusCode::CONFLICT, Code::Conflict),
+    }
+}
+
 fn of_edge(error: &EdgeError) -> Class {
     match error {
         EdgeError::UnknownEndpoint => Class::refused(StatusCode::NOT_FOUND, Code::NotFound),
@@ -244,6 +260,8 @@ pub(super) const fn title(code: Code) -> &'static str {
         Code::NotReady => "this node can't serve at present",
         Code::StaleBeyondBound => "the freshness asked for can't be proven here",
         Code::OutcomeUnknown => "the outcome is not known",
+        Code::NotOffsite => "the write was done, but is not off-site yet",
+        Code::BackupNotFound => "there is no such place for backups",
         Code::Unknown => "a problem of a newer version",
     }
 }

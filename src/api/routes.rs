@@ -22,7 +22,7 @@ use super::metrics::ApiMetrics;
 use super::path::KEY_PREFIX;
 use super::problem::{EdgeError, Failure};
 use super::request_log::RequestLog;
-use super::{body, cluster, guard, kv, list, members, openapi, ops, txn};
+use super::{backups, body, cluster, guard, kv, list, members, openapi, ops, txn};
 use crate::clock;
 use crate::node::{Node, WriteError};
 use crate::state::{Principal, StateView, Txn, TxnReply};
@@ -39,6 +39,10 @@ pub(super) enum Route {
     Members,
     Member,
     Snapshot,
+    Backups,
+    Backup,
+    BackupRun,
+    Alarms,
     Healthz,
     Readyz,
     Metrics,
@@ -46,7 +50,7 @@ pub(super) enum Route {
 }
 
 impl Route {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Key,
         Self::Keys,
         Self::Txn,
@@ -56,6 +60,10 @@ impl Route {
         Self::Members,
         Self::Member,
         Self::Snapshot,
+        Self::Backups,
+        Self::Backup,
+        Self::BackupRun,
+        Self::Alarms,
         Self::Healthz,
         Self::Readyz,
         Self::Metrics,
@@ -74,6 +82,10 @@ impl Route {
             Self::Members => "/v1/cluster/members",
             Self::Member => "/v1/cluster/members/{id}",
             Self::Snapshot => "/v1/snapshot",
+            Self::Backups => "/v1/backups",
+            Self::Backup => "/v1/backups/{name}",
+            Self::BackupRun => "/v1/backups/{name}/run",
+            Self::Alarms => "/v1/alarms",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
             Self::Metrics => "/metrics",
@@ -86,10 +98,18 @@ impl Route {
         match self {
             Self::Key => "GET, HEAD, PUT, DELETE",
             Self::Keys => "GET, DELETE",
-            Self::Txn | Self::Leader | Self::Members => "POST",
+            Self::Txn | Self::Leader | Self::Members | Self::BackupRun => "POST",
             Self::Member => "PATCH, DELETE",
             Self::Snapshot => "GET",
-            Self::Status | Self::Cluster | Self::Healthz | Self::Readyz | Self::Metrics | Self::OpenApi => "GET, HEAD",
+            Self::Status
+            | Self::Cluster
+            | Self::Backups
+            | Self::Backup
+            | Self::Alarms
+            | Self::Healthz
+            | Self::Readyz
+            | Self::Metrics
+            | Self::OpenApi => "GET, HEAD",
         }
     }
 
@@ -104,6 +124,7 @@ impl Route {
     pub(super) fn is_spared(path: &str) -> bool {
         let is_at = |route: &Self| match route {
             Self::Member => path.starts_with(members::PATH_PREFIX),
+            Self::Backup | Self::BackupRun => path.starts_with(backups::PATH_PREFIX),
             route => route.template() == path,
         };
         Self::ALL.iter().any(|route| !route.is_admitted() && is_at(route))
@@ -163,10 +184,14 @@ impl Api {
         &self.0.admission
     }
 
-    /// Proposes a transaction on behalf of a request.
+    /// Proposes a transaction on behalf of a request, and waits until it is off-site where that was asked for or is the rule.
     /// `bytes` is how much it carries.
     pub(super) async fn write(&self, call: &mut Call, txn: Txn, bytes: usize) -> Result<TxnReply, Failure> {
         let deadline = call.deadline(self)?;
+        let offsite = call.offsite || self.node().must_be_offsite(&txn);
+        if offsite {
+            self.node().can_be_offsite()?;
+        }
         let work = self.admission().writes.begin(bytes, self.node().apply_backlog_percent())?;
         let outcome = self.node().write(txn, Principal::Anonymous, None, deadline).await;
         // How long it takes to find no leader says nothing about how much can be written.
@@ -175,6 +200,9 @@ impl Api {
         }
         let reply = outcome?;
         call.revision = Some(reply.revision);
+        if offsite {
+            self.node().await_offsite(&reply, deadline).await?;
+        }
         Ok(reply)
     }
 
@@ -243,6 +271,10 @@ impl Api {
             (Route::Member, &Method::PATCH) => members::patch_member(self, call, body).await,
             (Route::Member, &Method::DELETE) => members::delete_member(self, call).await,
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
+            (Route::Backups, &Method::GET | &Method::HEAD) => backups::list_backups(self, call).await,
+            (Route::Backup, &Method::GET | &Method::HEAD) => backups::get_backup(self, call).await,
+            (Route::BackupRun, &Method::POST) => backups::run_backup(self, call, body).await,
+            (Route::Alarms, &Method::GET | &Method::HEAD) => backups::list_alarms(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),
             (Route::Readyz, &Method::GET | &Method::HEAD) => ops::get_readyz(self, call).await,
             (Route::Metrics, &Method::GET | &Method::HEAD) => ops::get_metrics(self, call),

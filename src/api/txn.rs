@@ -8,8 +8,9 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::body;
-use super::call::{Call, json, json_bytes};
+use super::call::{Call, DURABILITY, json, json_bytes};
 use super::config::TXN_BODY_BYTES_MAX;
+use super::kv::note_durability;
 use super::model::{Invalid, Problem, TxnReply, TxnRequest};
 use super::problem::{EdgeError, Failure};
 use super::routes::Api;
@@ -30,6 +31,8 @@ const RANGE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 /// All comparisons are judged at one point in the order of writes; then the operations of one branch are done in order,
 /// all or nothing, under one revision. Its ranges may pass 100,000 keys in all, those counted beyond a limit too.
 #[utoipa::path(post, path = "/v1/txn", tag = "keys", params(
+    ("durability" = Option<String>, Query,
+        description = "quorum (default), or offsite: answer only once an archive off-site has it"),
     ("Prefer" = Option<String>, Header, description = "redirect: answer 307 to the leader rather than forward"),
     ("Quorate-Timeout" = Option<String>, Header, description = "how long to wait, such as 5s; at most 60s"),
 ), request_body(content = TxnRequest), responses(
@@ -39,14 +42,15 @@ const RANGE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
         body = Problem, content_type = "application/problem+json"),
     (status = 408, description = "bad_request: the body came too slowly",
         body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "conflict: it can't be off-site", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "value_too_large", body = Problem, content_type = "application/problem+json"),
     (status = 429, description = "too_many_requests", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "no_leader, no_quorum, not_ready",
         body = Problem, content_type = "application/problem+json"),
-    (status = 504, description = "outcome_unknown", body = Problem, content_type = "application/problem+json"),
+    (status = 504, description = "outcome_unknown, not_offsite", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn run_txn(api: &Api, call: &mut Call, body: Body) -> Result<Response, Failure> {
-    call.query(&[], &[])?;
+    note_durability(call, &[DURABILITY], &[])?;
     call.refuse_later_headers()?;
     call.deadline(api)?;
     if let Some(redirect) = call.redirect(api) {

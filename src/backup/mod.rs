@@ -5,25 +5,29 @@
 //! same state, and the state hash proves it; the store being away stops nothing here but the archive. Needs no running
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
+pub mod archiver;
 pub mod catalogue;
 pub mod copy;
 #[cfg(test)]
 mod faults;
 pub mod layout;
+mod log_object;
 pub mod manifest;
 pub mod marker;
+pub mod plan;
 pub mod probe;
 pub mod proof;
 pub mod prune;
-pub mod replay;
-pub mod plan;
 pub mod rebuild;
+pub mod replay;
 pub mod repository;
 pub mod retention;
 #[cfg(test)]
 mod sample;
+pub mod schedule;
 pub mod seal;
 pub mod segment;
+pub mod settings;
 pub mod stage;
 pub mod target;
 #[cfg(test)]

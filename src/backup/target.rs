@@ -70,6 +70,27 @@ pub enum TargetError {
     },
 }
 
+/// Finds out whether a URL means a store at all, without looking for it.
+///
+/// # Errors
+/// [`TargetError::Url`].
+pub fn check(url: &str) -> Result<(), TargetError> {
+    let shown = redacted(url);
+    let wrong = |why: &str| TargetError::Url { url: shown.clone(), why: why.to_owned() };
+    let parsed = Url::parse(url).map_err(|error| wrong(&error.to_string()))?;
+    if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
+        return Err(wrong("it holds credentials or options; these belong into the environment or the options"));
+    }
+    let has_host = parsed.host_str().is_some_and(|host| !host.is_empty());
+    match parsed.scheme() {
+        "s3" | "az" | "gs" if has_host => Ok(()),
+        "s3" | "az" | "gs" => Err(wrong("no bucket is named")),
+        "file" if parsed.to_file_path().is_ok() => Ok(()),
+        "file" => Err(wrong("the path is not absolute")),
+        _ => Err(wrong("this scheme is not known")),
+    }
+}
+
 /// Opens the store that a URL means. Nothing is read or written yet, but that the folder of a `file://` URL is made.
 ///
 /// # Errors
@@ -161,7 +182,8 @@ fn client(options: &Options, variable: &str) -> ClientOptions {
 }
 
 /// The URL without what may be secret in it.
-fn redacted(url: &str) -> String {
+#[must_use]
+pub fn redacted(url: &str) -> String {
     match Url::parse(url) {
         Ok(mut parsed) => {
             let _ = parsed.set_password(None);

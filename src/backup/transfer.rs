@@ -24,7 +24,7 @@ use crate::state::{LogContent, LogEntry};
 use crate::types::{ClusterId, LogPosition};
 
 /// Parts that may wait between the thread that packs and the one that sends.
-const PARTS_WAITING: usize = 2;
+pub(super) const PARTS_WAITING: usize = 2;
 
 /// So much of an encrypted object is read to see whether a key opens it, in bytes: its head, for some hundred keys.
 const OPENING_BYTES: usize = 64 * 1024;
@@ -120,7 +120,7 @@ async fn put(repository: &Repository, name: &str, bytes: Bytes) -> Result<(), St
     upload.complete().await
 }
 
-fn object(
+pub(super) fn object(
     name: String,
     kind: Kind,
     sealed: Sealed,
@@ -135,7 +135,7 @@ fn object(
 }
 
 /// When the first and the last command were proposed.
-fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
+pub(super) fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
     let of = |entry: &LogEntry| match &entry.content {
         LogContent::Commands(batch) => batch.decode().ok(),
         LogContent::Blank | LogContent::Membership(_) => None,
@@ -149,12 +149,12 @@ fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// [`StoreDataError`]; of what was sent nothing appears.
-pub async fn store_snapshot(
+pub async fn store_snapshot<F: Future<Output = ()>>(
     repository: &Repository,
     path: &Path,
     meta: &SnapshotMeta,
     recipients: &Recipients,
-    mut pace: impl AsyncFnMut(usize),
+    mut pace: impl FnMut(usize) -> F,
 ) -> Result<Object, StoreDataError> {
     let last = meta.position.ok_or_else(|| io::Error::other("the snapshot holds nothing"))?;
     let name = Layout::new(meta.cluster_id).full(last.index.get(), rand::random(), !recipients.is_empty());
@@ -199,7 +199,7 @@ async fn store_file(
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());
     let packing = tokio::task::spawn_blocking(move || {
-        let sealing = SealWriter::new(Parts { parts, filled: BytesMut::new() }, &keys)?;
+        let sealing = SealWriter::new(Parts::new(parts), &keys)?;
         let mut sealing = BufWriter::with_capacity(PART_BYTES / 8, sealing);
         io::copy(&mut BufReader::with_capacity(PART_BYTES / 8, File::open(file)?), &mut sealing)?;
         let (sealed, mut parts) = sealing.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
@@ -228,13 +228,17 @@ async fn store_file(
 }
 
 /// Hands what is written on, in parts.
-struct Parts {
+pub(super) struct Parts {
     parts: mpsc::Sender<Bytes>,
     filled: BytesMut,
 }
 
 impl Parts {
-    fn send(&mut self) -> io::Result<()> {
+    pub(super) fn new(parts: mpsc::Sender<Bytes>) -> Self {
+        Self { parts, filled: BytesMut::new() }
+    }
+
+    pub(super) fn send(&mut self) -> io::Result<()> {
         if self.filled.is_empty() {
             return Ok(());
         }

@@ -85,7 +85,9 @@ impl From<client::Error> for Failure {
         let exit = match &error {
             client::Error::Usage(_) | client::Error::Local { .. } => Exit::Usage,
             client::Error::Refused(_) => Exit::Refused,
-            client::Error::Unavailable { .. } | client::Error::OutcomeUnknown { .. } => Exit::Unavailable,
+            client::Error::Unavailable { .. } | client::Error::OutcomeUnknown { .. } | client::Error::Incomplete(_) => {
+                Exit::Unavailable
+            }
             client::Error::Integrity(_) => Exit::Integrity,
         };
         Self::Line(exit, error.to_string())

@@ -29,6 +29,9 @@ pub(super) struct Put {
     /// Only if there is no such key
     #[arg(long)]
     if_absent: bool,
+    /// End only once it is off-site; if that takes longer than --timeout it is done all the same, and the exit code is 3
+    #[arg(long)]
+    offsite: bool,
 }
 
 impl Put {
@@ -44,7 +47,8 @@ impl Put {
             (None, true) => Precondition::Absent,
             (None, false) => Precondition::None,
         };
-        let reply = client.put(&key, value.into(), WriteOptions { precondition, timeout: None }).await?.value;
+        let options = WriteOptions { precondition, offsite: self.offsite, timeout: None };
+        let reply = client.put(&key, value.into(), options).await?.value;
         let mut out = global.out();
         match out.format {
             Format::Json => out.json(&reply)?,
@@ -109,6 +113,9 @@ pub(super) struct Del {
     /// Only if the key was last changed by this revision
     #[arg(long, value_name = "REVISION", requires = "key", conflicts_with_all = ["prefix", "start"])]
     if_match: Option<u64>,
+    /// End only once it is off-site; if that takes longer than --timeout it is done all the same, and the exit code is 3
+    #[arg(long)]
+    offsite: bool,
 }
 
 impl Del {
@@ -116,7 +123,7 @@ impl Del {
         let client = global.client()?;
         let precondition =
             self.if_match.map_or(Precondition::None, |revision| Precondition::Match(Revision::new(revision)));
-        let options = WriteOptions { precondition, timeout: None };
+        let options = WriteOptions { precondition, offsite: self.offsite, timeout: None };
         let reply = match self.key {
             Some(argument) => {
                 let key = key(argument)?;

@@ -5,6 +5,7 @@
 //! Leaves out: the work itself; commands talk to [`crate::client`], [`crate::workload`] and the node.
 
 mod archive;
+mod alarms;
 mod backup;
 mod bench;
 mod cluster;
@@ -68,6 +69,7 @@ enum Command {
     #[command(subcommand)]
     Backup(backup::BackupCommand),
     Restore(Box<restore::Restore>),
+    Alarms(alarms::Alarms),
     Recover(recover::Recover),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -104,6 +106,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Snapshot(command) => client_command(async { command.run(global).await }),
         Command::Backup(command) => client_command(async { command.run(global).await }),
         Command::Restore(restore) => client_command(async { restore.run(global).await }),
+        Command::Alarms(alarms) => client_command(async { alarms.run(global).await }),
         Command::Recover(recover) => client_command(async { recover.run(global).await }),
         Command::Bench(command) => command.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),

@@ -258,7 +258,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
             write_time_target: tuning.write_time_target,
             ..ApiConfig::default()
         },
-        node: NodeConfig { data_dir: config.data_dir, member, origin, policy, raft },
+        node: NodeConfig { data_dir: config.data_dir, member, origin, policy, raft, archive: config.archive },
     }
 }
 

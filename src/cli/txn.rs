@@ -22,6 +22,9 @@ use crate::client::WriteOptions;
 pub(super) struct TxnFile {
     /// The file; '-' is standard input
     file: PathBuf,
+    /// End only once it is off-site; if that takes longer than --timeout it is done all the same, and the exit code is 3
+    #[arg(long)]
+    offsite: bool,
 }
 
 impl TxnFile {
@@ -30,7 +33,8 @@ impl TxnFile {
         let text = file_or_standard_input(&self.file, "transaction")?;
         let request: TxnRequest = serde_json::from_slice(&text)
             .map_err(|error| Failure::usage(format!("{} is no transaction: {error}", name_of(&self.file))))?;
-        let reply = client.txn(&request, WriteOptions::default()).await?.value;
+        let reply =
+            client.txn(&request, WriteOptions { offsite: self.offsite, ..WriteOptions::default() }).await?.value;
         let mut out = global.out();
         if out.format == Format::Json {
             out.json(&reply)?;

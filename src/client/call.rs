@@ -251,6 +251,9 @@ fn judge(effect: Effect, endpoint: &str, miss: &Miss, attempts: u32) -> Result<D
         (Effect::Write, Miss::Problem(problem, _)) if problem.outcome == OutcomeKind::Unknown => {
             Err(unknown(Some(problem.clone())))
         }
+        (_, Miss::Problem(problem, _)) if problem.outcome == OutcomeKind::Applied => {
+            Err(Error::Incomplete(problem.clone()))
+        }
         (_, Miss::Problem(problem, pause)) if problem.retryable => Ok(pause.unwrap_or_default()),
         (_, Miss::Problem(problem, _)) if problem.code == Code::Internal => Err(unavailable(endpoint, miss, attempts)),
         (_, Miss::Problem(problem, _)) => Err(Error::Refused(problem.clone())),

@@ -1,6 +1,7 @@
 //! How a call can end without what was asked for.
 //!
-//! Guarantees: "refused", "unavailable" (nothing was changed, for sure) and "outcome unknown" are different cases. Leaves
+//! Guarantees: "refused", "unavailable" (nothing was changed, for sure), "done, but not all that was asked for" and "outcome
+//! unknown" are different cases. Leaves
 //! out: exit codes; those are the command line's.
 
 use std::io;
@@ -26,6 +27,9 @@ pub enum Error {
         /// The last problem document that came back, if any.
         problem: Option<Box<Problem>>,
     },
+    /// The write was applied; what else was asked for (to be off-site) was not had in time. Don't write again.
+    #[error("{}", .0.detail)]
+    Incomplete(Box<Problem>),
     /// The write may have been applied, now or later, or not at all. Read before writing again.
     #[error("the outcome of the write is not known: {why}; read before you write again")]
     OutcomeUnknown {
@@ -52,7 +56,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Option<Code> {
         match self {
-            Self::Refused(problem) => Some(problem.code),
+            Self::Refused(problem) | Self::Incomplete(problem) => Some(problem.code),
             Self::Unavailable { problem, .. } | Self::OutcomeUnknown { problem, .. } => {
                 problem.as_ref().map(|problem| problem.code)
             }

@@ -26,7 +26,7 @@ impl Client {
     /// # Errors
     /// [`Error`]; `precondition_failed` if the precondition does not hold.
     pub async fn put(&self, key: &Key, value: Bytes, options: WriteOptions) -> Result<Answer<PutReply>, Error> {
-        let call = Call::write(Method::PUT, path_of(key)?).body(value).timeout(options.timeout);
+        let call = Call::write(Method::PUT, key_target(key, options)?).body(value).timeout(options.timeout);
         self.call(with_precondition(call, options.precondition)?).await?.json()
     }
 
@@ -50,7 +50,7 @@ impl Client {
     /// # Errors
     /// [`Error`]; `precondition_failed` if the precondition does not hold.
     pub async fn delete(&self, key: &Key, options: WriteOptions) -> Result<Answer<DeleteReply>, Error> {
-        let call = Call::write(Method::DELETE, path_of(key)?).may_be_absent().timeout(options.timeout);
+        let call = Call::write(Method::DELETE, key_target(key, options)?).may_be_absent().timeout(options.timeout);
         let reply = self.call(with_precondition(call, options.precondition)?).await?;
         if reply.absent {
             let nothing = reply.answer(DeleteReply { deleted: 0, revision: 0 });
@@ -66,7 +66,9 @@ impl Client {
     /// [`Error`].
     pub async fn delete_range(&self, range: &KeyRange, options: WriteOptions) -> Result<Answer<DeleteReply>, Error> {
         let mut target = "/v1/kv".to_owned();
-        append(&mut target, &range_query(range));
+        let mut query = range_query(range);
+        query.extend(write_query(options));
+        append(&mut target, &query);
         self.call(Call::write(Method::DELETE, target).timeout(options.timeout)).await?.json()
     }
 
@@ -117,7 +119,9 @@ impl Client {
     /// [`Error`]. A comparison that does not hold is no error: `succeeded` is false then.
     pub async fn txn(&self, request: &TxnRequest, options: WriteOptions) -> Result<Answer<TxnReply>, Error> {
         let body = serde_json::to_vec(request).map_err(|error| Error::Usage(error.to_string()))?;
-        let call = Call::write(Method::POST, "/v1/txn".to_owned()).timeout(options.timeout);
+        let mut target = "/v1/txn".to_owned();
+        append(&mut target, &write_query(options));
+        let call = Call::write(Method::POST, target).timeout(options.timeout);
         self.call(call.header(header::CONTENT_TYPE, JSON).body(body.into())).await?.json()
     }
 }
@@ -135,6 +139,17 @@ fn path_of(key: &Key) -> Result<String, Error> {
     // Between slashes they would vanish too; with the slashes escaped they are part of a longer segment.
     let set = if bytes.split(|byte| *byte == b'/').any(is_dots) { SEGMENT } else { PATH };
     Ok(format!("/v1/kv/{}", percent_encode(bytes, set)))
+}
+
+/// Path and query of a write of a key.
+fn key_target(key: &Key, options: WriteOptions) -> Result<String, Error> {
+    let mut target = path_of(key)?;
+    append(&mut target, &write_query(options));
+    Ok(target)
+}
+
+fn write_query(options: WriteOptions) -> Vec<String> {
+    options.offsite.then(|| "durability=offsite".to_owned()).into_iter().collect()
 }
 
 fn range_query(range: &KeyRange) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! never sent, or the cluster said so); a write whose fate is not known is [`Error::OutcomeUnknown`] and never sent again.
 //! Every call ends a little after its deadline at the latest. Leaves out: TLS and credentials, and watches.
 
+mod backups;
 mod call;
 mod cluster;
 mod endpoints;

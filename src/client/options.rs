@@ -52,6 +52,8 @@ pub enum Precondition {
 pub struct WriteOptions {
     /// When it may take place.
     pub precondition: Precondition,
+    /// Answer only once it is off-site. If that takes too long it was done all the same: [`super::Error::Incomplete`].
+    pub offsite: bool,
     /// How long the call may take with all its retries; the client's timeout if not given.
     pub timeout: Option<Duration>,
 }

@@ -4,6 +4,7 @@
 //! to do. Leaves out: anything that needs the disk or the network (an occupied port, a directory in use); starting finds
 //! those.
 
+mod backup;
 mod settings;
 mod values;
 
@@ -12,12 +13,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use backup::{BackupSettings, Data, Direction, StoreOptions};
 pub use settings::Settings;
 pub use values::{
     Addresses, BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX,
     Name, Rate, Size, Span,
 };
 
+use crate::node::ArchiveConfig;
 use crate::types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The client port where none is named.
@@ -202,6 +205,8 @@ pub struct ServeConfig {
     pub log_format: LogFormat,
     /// Memory and disk.
     pub tuning: Tuning,
+    /// Off-site copies.
+    pub archive: ArchiveConfig,
 }
 
 impl ServeConfig {
@@ -243,6 +248,7 @@ impl ServeConfig {
             rtt,
             log_format: settings.log_format.unwrap_or_default(),
             tuning: tuning(&settings, rtt)?,
+            archive: backup::archive(&settings)?,
             learner: joins_without_vote(&settings)?,
             remove_silent_after: remove_silent_after(&settings, rtt)?,
             remove_silent_floor: remove_silent_floor(&settings)?,

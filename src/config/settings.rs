@@ -1,4 +1,5 @@
 //! What an operator can set, each once: a flag, a `QUORATE_*` variable and a key of the configuration file share one field.
+//! Backups are in the file alone: they are blocks of several settings each.
 //!
 //! Guarantees: flags win over environment, environment over file; an unknown key in the file is an error that names the
 //! file and the line. Leaves out: defaults and relations between settings ([`super::ServeConfig::resolve`]).
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::backup::BackupSettings;
 use super::values::{Addresses, BaseUrl, HostPort, InitialCluster, Name, Rate, Size, Span};
 use super::{ConfigError, LogFormat};
 
@@ -154,6 +156,15 @@ pub struct Settings {
         help_heading = "Tuning"
     )]
     pub runtime_threads: Option<usize>,
+    /// Places for backups: blocks of the file.
+    #[arg(skip)]
+    pub backup: Option<Vec<BackupSettings>>,
+    /// In so many of them a write with `durability=offsite` must be before it is answered; in the file alone.
+    #[arg(skip)]
+    pub offsite_min_copies: Option<usize>,
+    /// Writes to keys with these prefixes are always answered only then; in the file alone.
+    #[arg(skip)]
+    pub offsite_prefixes: Option<Vec<String>>,
 }
 
 impl Settings {
@@ -215,6 +226,9 @@ impl Settings {
             value_cache_bytes: self.value_cache_bytes.or(fallback.value_cache_bytes),
             write_buffer_bytes: self.write_buffer_bytes.or(fallback.write_buffer_bytes),
             runtime_threads: self.runtime_threads.or(fallback.runtime_threads),
+            backup: self.backup.or(fallback.backup),
+            offsite_min_copies: self.offsite_min_copies.or(fallback.offsite_min_copies),
+            offsite_prefixes: self.offsite_prefixes.or(fallback.offsite_prefixes),
         }
     }
 }

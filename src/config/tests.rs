@@ -157,3 +157,92 @@ fn dev_nodes_take_neighbouring_ports() {
         assert!(ServeConfig::dev(count, Path::new("d"), port).is_err());
     }
 }
+
+/// What a place for backups is refused with.
+fn backup_refusal(more: &str) -> String {
+    refusal(&format!("[[backup]]\nname = 'main'\nurl = 's3://bucket/prefix'\n{more}"))
+}
+
+#[test]
+fn a_place_for_backups_needs_a_name_and_a_url() {
+    let config = resolve("[[backup]]\nname = 'main'\nurl = 'file:///srv/backup'").unwrap();
+    let place = &config.archive.places[0];
+    assert_eq!((place.name.as_str(), place.log, place.durable), ("main", true, true));
+    assert_eq!((place.flush_interval, place.flush_bytes), (Duration::from_secs(1), 4 << 20));
+    assert_eq!((place.merge_interval, place.bandwidth), (Duration::from_secs(300), None));
+    assert_eq!(place.full.to_string(), "0 3 * * *");
+    assert_eq!(config.archive.offsite.min_copies, 1);
+    assert_eq!(resolve("").unwrap().archive, crate::node::ArchiveConfig::default());
+}
+
+#[test]
+fn every_setting_of_a_place_for_backups_is_taken() {
+    let config = resolve(
+        "offsite_min_copies = 2\noffsite_prefixes = ['money/']\n\
+         [[backup]]\nname = 'a'\nurl = 's3://bucket/a'\ndirection = 'out'\ndata = ['log', 'full']\nfull = '*/5 * * * *'\n\
+         flush_interval = '100ms'\nflush_bytes = '64KiB'\nmerge_interval = '0s'\nrecipients = []\n\
+         options = { aws_region = 'eu-central-1' }\nbandwidth = '5MiB'\n\
+         [[backup]]\nname = 'b'\nurl = 's3://bucket/b'\n[[backup]]\nname = 'c'\nurl = 'gs://bucket/c'\ndata = ['full']",
+    )
+    .unwrap();
+    let names: Vec<_> = config.archive.places.iter().map(|place| (place.name.as_str(), place.durable)).collect();
+    assert_eq!(names, [("a", true), ("b", true), ("c", false)], "without the log nothing is off-site at once");
+    let first = &config.archive.places[0];
+    assert_eq!((first.merge_interval, first.bandwidth), (Duration::ZERO, Some(5 << 20)));
+    assert_eq!(first.options["aws_region"], "eu-central-1");
+    assert_eq!(config.archive.offsite.prefixes, [&b"money/"[..]]);
+}
+
+#[test]
+fn what_is_wrong_with_a_place_for_backups_is_told_with_what_is_allowed() {
+    let cases = [
+        ("full = 'daily'", "full: 'daily' is no schedule"),
+        ("full = '0 3 30 2 *'", "never comes"),
+        ("flush_interval = '10ms'", "flush_interval is 10ms; it must be 100ms to 1h"),
+        ("flush_interval = '2h'", "it must be 100ms to 1h"),
+        ("flush_bytes = 1000", "it must be 64KiB to 64MiB"),
+        ("merge_interval = '2d'", "merge_interval is 2days; it must be 200ms to 1day"),
+        ("bandwidth = '1KiB'", "it must be at least 64KiB/s"),
+        ("data = ['log']", "data must hold \"full\""),
+        ("data = ['log', 'state']", "unknown variant"),
+        ("direction = 'in'", "unknown variant"),
+        ("recipients = ['AGE-SECRET-KEY-1ABC']", "servers need no private key"),
+        ("recipients = ['somebody']", "no age public key"),
+        ("credentials_file = '/does/not/exist'", "can't read credentials_file /does/not/exist"),
+        ("passphrase = 'x'", "unknown field `passphrase`"),
+        ("[[backup]]\nname = 'main'\nurl = 's3://bucket/other'", "have the same name or url"),
+        ("[[backup]]\nname = 'other'\nurl = 's3://bucket/prefix'", "have the same name or url"),
+    ];
+    for (more, expected) in cases {
+        let refused = backup_refusal(more);
+        assert!(refused.contains(expected), "{more}: {refused}");
+    }
+    for url in
+        ["", "bucket", "ftp://bucket/x", "s3://", "file://relative", "s3://key:secret@bucket/x", "s3://b/x?key=secret"]
+    {
+        let refused = refusal(&format!("[[backup]]\nname = 'main'\nurl = '{url}'"));
+        assert!(refused.contains("is no place for backups") && !refused.contains("secret"), "{url}: {refused}");
+    }
+    let copies = refusal("offsite_min_copies = 2\n[[backup]]\nname = 'main'\nurl = 's3://bucket/prefix'");
+    assert!(copies.contains("offsite_min_copies is 2, but 1 [[backup]] blocks count"), "{copies}");
+    assert!(refusal("offsite_prefixes = ['a']").contains("add blocks"));
+}
+
+#[test]
+fn credentials_come_from_a_file_and_are_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s3.env");
+    std::fs::write(&path, "# for the bucket\nexport AWS_ACCESS_KEY_ID=\"one\"\n\nAWS_SECRET_ACCESS_KEY = two=2\n")
+        .unwrap();
+    let block = format!("[[backup]]\nname = 'main'\nurl = 's3://b/p'\ncredentials_file = '{}'", path.display());
+    let config = resolve(&block).unwrap();
+    let options = &config.archive.places[0].options;
+    assert_eq!((options["aws_access_key_id"].as_str(), options["aws_secret_access_key"].as_str()), ("one", "two=2"));
+    assert!(!format!("{config:?}").contains("two=2"));
+    std::fs::write(&path, "AWS_ACCESS_KEY_ID=one\ntopsecret\n").unwrap();
+    let refused = refusal(&block);
+    assert!(refused.contains("s3.env:2: expected KEY=VALUE") && !refused.contains("topsecret"), "{refused}");
+    let given =
+        parse("[[backup]]\nname = 'main'\nurl = 's3://b/p'\noptions = { aws_secret_access_key = 'hidden' }").unwrap();
+    assert!(!format!("{given:?}").contains("hidden"));
+}

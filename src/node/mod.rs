@@ -3,6 +3,7 @@
 //! The door is [`Node`]. Guarantees: it can be asked from the first moment on, and says "not ready" until it is; a directory
 //! that is not this node's, or has lost its log, is refused. Leaves out: HTTP (`api`) and processes (`cli`).
 
+mod archiving;
 mod directory;
 mod exchange;
 mod forming;
@@ -22,6 +23,7 @@ mod write;
 
 use std::sync::{Arc, OnceLock};
 
+pub use archiving::{Alarm, ArchiveConfig, Archived, BackupError, Full, OffsiteRule, PlaceStatus, Trouble};
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use leader_transfer::{Moved, TransferError};
@@ -59,6 +61,7 @@ struct Inner {
     fatal: Fatal,
     raft: OnceLock<RaftNode>,
     membership: OnceLock<membership::Membership>,
+    archiving: OnceLock<archiving::Archiving>,
     removal: membership::Removal,
     background: TaskTracker,
     /// Ends what runs in `background`.

@@ -2,16 +2,17 @@
 //!
 //! The first byte tells them apart: Raft's messages begin with their format version, which stays below 128, forming
 //! messages with [`FORMING`], questions about the group with [`GROUP`], orders to hand over with [`TRANSFER`], to change
-//! the members with [`MEMBERSHIP`].
+//! the members with [`MEMBERSHIP`], news of off-site copies with [`ARCHIVE`].
 //!
 //! Guarantees: a node can be asked who it is at any time; Raft messages that come too early are refused without an answer,
 //! so that the sender tries again. Leaves out: what the messages mean (`raft`, `forming`,
-//! `group`, `leader_transfer`, `membership`, `neighbours`).
+//! `group`, `leader_transfer`, `membership`, `archiving`, `neighbours`).
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::archiving::{ARCHIVE, Archiving};
 use super::forming::FormingDesk;
 use super::group::{GROUP, GroupDesk};
 use super::leader_transfer::TRANSFER;
@@ -27,6 +28,7 @@ struct Running {
     raft: Arc<dyn PeerHandler>,
     group: GroupDesk,
     membership: Membership,
+    archiving: Archiving,
 }
 
 /// Answers other members.
@@ -41,9 +43,15 @@ impl PeerDesk {
     }
 
     /// From now on Raft's messages, questions about the group and orders are answered, too.
-    pub(super) fn open(&self, raft: Arc<dyn PeerHandler>, group: GroupDesk, membership: Membership) {
+    pub(super) fn open(
+        &self,
+        raft: Arc<dyn PeerHandler>,
+        group: GroupDesk,
+        membership: Membership,
+        archiving: Archiving,
+    ) {
         // Opened once, at the end of the start.
-        let _ = self.raft.set(Running { raft, group, membership });
+        let _ = self.raft.set(Running { raft, group, membership, archiving });
     }
 }
 
@@ -61,6 +69,7 @@ impl PeerHandler for PeerDesk {
                 Box::pin(async move { running.membership.transfers.handle(&request).await })
             }
             (Some(&MEMBERSHIP), Some(running)) => Box::pin(async move { running.membership.handle(&request).await }),
+            (Some(&ARCHIVE), Some(running)) => Box::pin(std::future::ready(running.archiving.handle(&request))),
             (Some(_), Some(running)) => running.raft.handle(channel, request),
             _ => Box::pin(std::future::ready(None)),
         }

@@ -70,6 +70,30 @@ pub enum WriteError {
     /// It may have been done, now or later, or not at all.
     #[error("the write was proposed, but its outcome is not known: {0}")]
     OutcomeUnknown(String),
+    /// Nothing was proposed: it was to be off-site, and there are not enough places for backups that count.
+    #[error(
+        "the write was to be off-site in {wanted} places, but {known} are known that count for it; nothing was changed. \
+         Write without durability=offsite, or give the nodes a [[backup]]"
+    )]
+    NoOffsite {
+        /// How many there are.
+        known: usize,
+        /// How many it takes.
+        wanted: usize,
+    },
+    /// It was done and is on the disks of a majority, but not off-site within the deadline.
+    #[error(
+        "the write was done, at revision {revision}, and a majority has it on disk; but within the deadline only {copies} \
+         of {wanted} places for backups got it. It follows there as soon as they can be reached; don't repeat it"
+    )]
+    NotOffsite {
+        /// The revision it has.
+        revision: Revision,
+        /// How many archives have it.
+        copies: usize,
+        /// How many were to have it.
+        wanted: usize,
+    },
     /// The state machine refused; nothing was changed.
     #[error(transparent)]
     Rejected(#[from] Rejection),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Node;
+use super::archiving::{ArchiveConfig, Archiving};
 use super::directory::{Directory, DirectoryError, Identity};
 use super::forming::{self, FirstMembers, Formed, FormingDesk, FormingError};
 use super::group::GroupDesk;
@@ -37,6 +38,8 @@ pub struct NodeConfig {
     pub policy: MemberPolicy,
     /// Consensus and state.
     pub raft: RaftConfig,
+    /// Off-site copies.
+    pub archive: ArchiveConfig,
 }
 
 /// Where the identity of a node comes from.
@@ -97,6 +100,7 @@ impl Node {
             fatal: Fatal::default(),
             raft: OnceLock::new(),
             membership: OnceLock::new(),
+            archiving: OnceLock::new(),
             removal: Removal::default(),
             background: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -143,7 +147,8 @@ impl Node {
             timers: config.raft.timers,
         };
         let membership = self.0.membership.get_or_init(|| Membership::new(transfers));
-        self.0.peer_desk.open(raft.handler(), group, membership.clone());
+        let archiving = self.0.archiving.get_or_init(|| self.archiving_of(config, &identity, raft, metrics));
+        self.0.peer_desk.open(raft.handler(), group, membership.clone(), archiving.clone());
         if !initialized {
             self.initialize(&transport, &config.origin, first, &identity, raft).await?;
         }
@@ -159,8 +164,14 @@ impl Node {
         background.spawn(follow_own_entry(raft.clone(), self.0.desk.clone(), stopping.clone()));
         background.spawn(watch_removal(membership.clone(), self.0.removal.clone(), stopping.clone()));
         self.watch_neighbours(raft);
+        archiving.spawn(&identity.name, background, stopping);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
+    }
+
+    fn archiving_of(&self, config: &NodeConfig, identity: &Identity, raft: &RaftNode, metrics: &Metrics) -> Archiving {
+        let (raft, transport, timers) = (raft.clone(), self.0.transport.clone(), config.raft.timers);
+        Archiving::new(&config.archive, identity.cluster, raft, transport, timers, metrics)
     }
 
     /// Creates the log and then records that there is one, in this order: a crash in between must not look like a loss.
@@ -257,6 +268,7 @@ mod tests {
                 snapshot_log_bytes: 1 << 20,
                 catchup_bytes_per_second: 50 * 1024 * 1024,
             },
+            archive: ArchiveConfig::default(),
         };
         let transport = || Arc::new(Network::new().endpoint("n1"));
         let node = Node::open(&config, transport()).unwrap();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Node;
+use super::archiving::Alarm;
 use super::neighbours::Neighbour;
 use crate::clock;
 use crate::raft::SnapshotHandle;
@@ -76,6 +77,8 @@ pub struct NodeStatus {
     pub sync_time: Option<Duration>,
     /// The wall clock here.
     pub wall: WallTime,
+    /// What an operator should look at here.
+    pub alarms: Vec<Alarm>,
 }
 
 /// Sizes in bytes.
@@ -180,6 +183,7 @@ impl Node {
             neighbours: self.neighbours(),
             sync_time: self.sync_time(),
             wall: clock::wall(),
+            alarms: self.own_alarms(),
         };
         let raft = match (self.0.raft.get(), self.raft()) {
             // One that was taken out still has what it had.

@@ -119,7 +119,7 @@ impl LogKeeper {
         snapshots.sort_unstable();
         let followers = followers(&self.raft.metrics().borrow_watched(), self.me);
         let by_members = retention::needed(followers.into_iter(), purged);
-        let needed = by_members.into_iter().chain(self.holds.lowest()).min();
+        let needed = by_members.into_iter().chain(self.holds.lowest()).chain(self.log.kept_behind()).min();
         LogView { purged, snapshots: &snapshots, needed, bytes: self.log.size_on_disk(), due_bytes }.removable()
     }
 }

@@ -36,6 +36,7 @@ mod standing;
 mod state_store;
 pub mod types;
 
+pub use background::stand_back;
 pub use config::{RTT_MAX, RaftConfig, Timers};
 pub use fatal::Fatal;
 pub use leader_transfer::MoveError;
@@ -44,7 +45,7 @@ pub use log_store::{LogConfig, LogError, LogStore};
 pub use membership::MembershipError;
 pub use membership_change::{ChangeError, Roster};
 pub use proposer::ProposeError;
-pub use raft_node::{OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
+pub use raft_node::{CommittedError, OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
 pub use read_barrier::BarrierError;
 pub use recovery::RecoveryError;
 #[cfg(test)]

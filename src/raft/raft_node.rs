@@ -599,5 +599,9 @@ impl RaftStatus {
     }
 }
 
+mod committed;
+
+pub use committed::CommittedError;
+
 #[cfg(test)]
 mod tests;

@@ -38,11 +38,13 @@ pub struct AppliedTo {
     pub position: Option<LogPosition>,
     /// The revision of the store behind it.
     pub revision: Revision,
+    /// The state hash behind it.
+    pub hash: u128,
 }
 
 impl From<&Applied> for AppliedTo {
     fn from(applied: &Applied) -> Self {
-        Self { position: applied.position, revision: applied.revision }
+        Self { position: applied.position, revision: applied.revision, hash: applied.hash }
     }
 }
 

@@ -188,7 +188,8 @@ fn ending_of(effect: Effect, status: StatusCode, body: &Bytes) -> Ending {
     };
     let kind = problem.code.to_string();
     match (problem.outcome, problem.code) {
-        (OutcomeKind::Unknown, _) => Ending::Unknown(kind),
+        // What was done must count as perhaps done.
+        (OutcomeKind::Unknown | OutcomeKind::Applied, _) => Ending::Unknown(kind),
         (_, Code::NoLeader | Code::NoQuorum | Code::NotReady) => Ending::Unavailable(kind),
         _ => Ending::Refused(kind),
     }

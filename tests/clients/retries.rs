@@ -167,7 +167,7 @@ async fn what_was_asked_for_stands_in_the_request() {
     let options = ReadOptions { consistency, min_revision: Some(Revision::new(5)), revision: None, timeout };
     client.get(&Key::new("a/ü").unwrap(), options).await.unwrap();
     for precondition in [Precondition::Match(Revision::new(3)), Precondition::Absent] {
-        let options = WriteOptions { precondition, timeout: None };
+        let options = WriteOptions { precondition, ..WriteOptions::default() };
         client.put(&key(), Bytes::from_static(b"\xff"), options).await.unwrap();
     }
     let [get, put_match, put_absent] = &server.requests()[..] else { panic!("three requests were sent") };

@@ -5,6 +5,7 @@
 //! clients noted down all they saw, it is what a single copy would have answered.
 //! Leaves out: one process with several nodes (`node_cluster`) and the HTTP contract (`http_contract`).
 
+mod archive;
 mod catch_up;
 mod crashes;
 mod cuts;

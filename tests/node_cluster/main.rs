@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::node::{Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadOptions, Role, StartError, WriteError};
+use quorate::node::{
+    ArchiveConfig, Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadOptions, Role, StartError, WriteError,
+};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::state::{OpReply, Principal, StateConfig, Txn, TxnOp};
 use quorate::telemetry::Metrics;
@@ -61,6 +63,7 @@ fn config(dir: &Path, name: &str, first: &BTreeMap<String, String>) -> NodeConfi
             snapshot_log_bytes: 64 * 1024 * 1024,
             catchup_bytes_per_second: 50 * 1024 * 1024,
         },
+        archive: ArchiveConfig::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate::api::ApiConfig;
-use quorate::node::{MemberPolicy, Node, NodeConfig, Origin, Role};
+use quorate::node::{ArchiveConfig, MemberPolicy, Node, NodeConfig, Origin, Role};
 use quorate::raft::{LogConfig, RaftConfig, Timers};
 use quorate::server::{Server, ServerConfig};
 use quorate::state::StateConfig;
@@ -138,7 +138,14 @@ fn run(
     let (peer_addr, client_url) = (first[name].clone(), url.clone());
     let member = Member { name: name.into(), peer_addr, client_url, ..Member::default() };
     let origin = Origin::FirstMembers(first.clone());
-    let node = NodeConfig { data_dir: dir.to_owned(), member, origin, policy: MemberPolicy::default(), raft };
+    let node = NodeConfig {
+        data_dir: dir.to_owned(),
+        member,
+        origin,
+        policy: MemberPolicy::default(),
+        raft,
+        archive: ArchiveConfig::default(),
+    };
     let config = ServerConfig { node, client_addr: String::new(), peer_addr: String::new(), api };
     let stop = CancellationToken::new();
     let (opened, opening) = mpsc::channel();

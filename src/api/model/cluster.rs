@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::backups::AlarmInfo;
 use crate::node;
 use crate::types::{Member, NodeId, Wish};
 
@@ -165,6 +166,9 @@ pub struct StatusReply {
     /// Its wall clock, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub time_unix_ms: Option<u64>,
+    /// What an operator should look at on this node; `GET /v1/alarms` tells those of all members.
+    #[serde(default)]
+    pub alarms: Vec<AlarmInfo>,
 }
 
 /// One member of the group.
@@ -288,6 +292,8 @@ impl From<node::Role> for NodeRole {
 impl From<node::NodeStatus> for StatusReply {
     fn from(status: node::NodeStatus) -> Self {
         let (heartbeat_ms, election_min_ms, election_max_ms) = status.timers_ms;
+        let alarm = |alarm: &node::Alarm| AlarmInfo::of(status.id, &status.member.name, alarm);
+        let alarms = status.alarms.iter().map(alarm).collect();
         Self {
             name: status.member.name,
             id: status.id.get(),
@@ -319,6 +325,7 @@ impl From<node::NodeStatus> for StatusReply {
             peers: status.neighbours.iter().map(PeerInfo::from).collect(),
             fsync_ms: status.sync_time.map(ms),
             time_unix_ms: Some(status.wall.get()),
+            alarms,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! handlers), keys in paths (`path`), and any limit that an operator can set: those are checked on conversion to the
 //! terms of the state machine.
 
+mod backups;
 mod bytestring;
 mod cluster;
 mod kv;
@@ -13,6 +14,7 @@ mod members;
 mod problem;
 mod txn;
 
+pub use backups::{AlarmInfo, AlarmsReply, BackupInfo, BackupRunReply, BackupsReply, FullInfo, TroubleInfo};
 pub use cluster::{
     ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PeerInfo, PendingChange,
     QuorumInfo, SizesInfo, StatusReply, Timers, ViewSource,

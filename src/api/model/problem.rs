@@ -52,6 +52,10 @@ pub enum Code {
     StaleBeyondBound,
     /// The write may have been done, now or later, or not at all.
     OutcomeUnknown,
+    /// The write was done, but is not off-site yet, as it was to be.
+    NotOffsite,
+    /// No place for backups has this name.
+    BackupNotFound,
     /// A code this program does not know; it comes from a newer server.
     #[serde(other)]
     Unknown,
@@ -59,7 +63,7 @@ pub enum Code {
 
 impl Code {
     /// Every code this program produces.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::InvalidKey,
         Self::InvalidRange,
@@ -81,6 +85,8 @@ impl Code {
         Self::NotReady,
         Self::StaleBeyondBound,
         Self::OutcomeUnknown,
+        Self::NotOffsite,
+        Self::BackupNotFound,
     ];
 
     /// The name on the wire.
@@ -108,6 +114,8 @@ impl Code {
             Self::NotReady => "not_ready",
             Self::StaleBeyondBound => "stale_beyond_bound",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::NotOffsite => "not_offsite",
+            Self::BackupNotFound => "backup_not_found",
             Self::Unknown => "unknown",
         }
     }
@@ -127,6 +135,8 @@ pub enum OutcomeKind {
     NotApplied,
     /// A write may have been done, now or later, or not at all.
     Unknown,
+    /// The write was done; what else was asked for was not.
+    Applied,
 }
 
 /// Where the leader is, for a client that wants to turn to it.

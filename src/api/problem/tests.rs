@@ -22,6 +22,14 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
         ("more writes wait than are taken", WriteError::Overloaded { retry_after: RETRY_AFTER }.into()),
         ("a write was proposed, but its fate is not known", WriteError::OutcomeUnknown("timeout".into()).into()),
         (
+            "a write is to be off-site, and too few places for backups are known",
+            WriteError::NoOffsite { known: 0, wanted: 1 }.into(),
+        ),
+        (
+            "a write was done, but is not off-site within the deadline",
+            WriteError::NotOffsite { revision: one, copies: 0, wanted: 1 }.into(),
+        ),
+        (
             "the answer of a transaction is too large",
             WriteError::Rejected(Rejection::ReplyTooLarge { limit_bytes: 1 }).into(),
         ),
@@ -66,6 +74,9 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
         ("too few voters would be reachable", MemberError::WouldLoseQuorum("why".into()).into()),
         ("another change of the members is under way", MemberError::Busy.into()),
         ("nobody knows yet whether the members were changed", MemberError::Unknown("timeout".into()).into()),
+        ("a question about backups comes before the node is ready", BackupError::NotReady("why".into()).into()),
+        ("no place for backups has this name", BackupError::Unknown { name: some(), known: some() }.into()),
+        ("nobody can archive there at present", BackupError::Nobody { name: some(), why: some() }.into()),
         ("the path is unknown", EdgeError::UnknownEndpoint.into()),
         (
             "the path is known, the method is not",
@@ -143,6 +154,7 @@ fn document() -> String {
             let outcome = match class.outcome {
                 OutcomeKind::NotApplied => "not_applied",
                 OutcomeKind::Unknown => "unknown",
+                OutcomeKind::Applied => "applied",
             };
             let retryable = if class.retryable { "yes" } else { "no" };
             let mut row = String::new();

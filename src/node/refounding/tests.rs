@@ -60,6 +60,7 @@ fn config(dir: &Path, name: &str) -> NodeConfig {
             snapshot_log_bytes: u64::MAX,
             catchup_bytes_per_second: 50 << 20,
         },
+        archive: crate::node::ArchiveConfig::default(),
     }
 }
 

@@ -52,7 +52,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use raft_log::RaftLog;
 use raft_log::api::raft_log_writer::RaftLogWriter as _;
@@ -222,6 +222,7 @@ impl LogStore {
             chunk_bytes: config.chunk_bytes,
             wal: RwLock::new(wal),
             context: Arc::new(context),
+            archived: Mutex::new(None),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -282,6 +283,17 @@ impl LogStore {
     #[must_use]
     pub fn purged(&self) -> Option<LogPosition> {
         self.inner.wal.read().log.log_state().purged().copied()
+    }
+
+    /// Has the entries behind index `archived` kept for the archive, as long as there is room (`raft::retention`); `None` if
+    /// nothing waits to be archived.
+    pub fn keep_behind(&self, archived: Option<u64>) {
+        *self.inner.archived.lock() = archived;
+    }
+
+    /// Up to which index the archive does not need the log any more; `None` if it needs nothing.
+    pub(super) fn kept_behind(&self) -> Option<u64> {
+        *self.inner.archived.lock()
     }
 
     /// The committed mark; may lag behind what openraft knows.

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use raft_log::RaftLog;
 use raft_log::api::raft_log_writer::RaftLogWriter as _;
 use tokio::sync::oneshot;
@@ -38,6 +38,8 @@ pub(super) struct Inner {
     pub(super) chunk_bytes: u64,
     pub(super) wal: RwLock<Wal>,
     pub(super) context: Arc<FlushContext>,
+    /// What is behind this index is kept for the archive; `None` if nothing is.
+    pub(super) archived: Mutex<Option<u64>>,
 }
 
 /// raft-log, and what is known about it from outside.

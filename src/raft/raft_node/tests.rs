@@ -4,6 +4,7 @@
 //! was acknowledged before it, a follower that is too far behind is brought up by a snapshot, and nothing stays stuck.
 //! Method: real time, real stores in temporary directories, memory transport with a gate before each member.
 
+mod committed;
 mod elections;
 mod proposing;
 mod quorum;

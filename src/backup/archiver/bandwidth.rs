@@ -1,0 +1,67 @@
+//! A limit of bytes a second, shared by all that is sent to one place.
+//!
+//! Guarantees: over any time, what waited for its turn takes no more than the limit and one part; what may not wait is
+//! counted all the same, so that the others wait for it. Leaves out: what is sent.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::{self, Instant};
+
+/// Gives turns.
+#[derive(Debug)]
+pub(super) struct Bandwidth {
+    bytes_per_second: Option<u64>,
+    /// When all that was let through so far will have passed at this rate.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Bandwidth {
+    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
+        Self { bytes_per_second, free_at: Mutex::new(None) }
+    }
+
+    /// Counts bytes that do not wait.
+    pub(super) fn count(&self, bytes: u64) {
+        self.reserve(bytes);
+    }
+
+    /// Waits until so many bytes may be sent.
+    pub(super) async fn turn(&self, bytes: u64) {
+        if let Some(at) = self.reserve(bytes) {
+            tokio::time::sleep_until(at).await;
+        }
+    }
+
+    /// When these bytes may be sent: once those before them have passed.
+    fn reserve(&self, bytes: u64) -> Option<Instant> {
+        let rate = self.bytes_per_second?;
+        let mut free_at = self.free_at.lock();
+        let begin = free_at.map_or_else(clock::now, |at| at.max(clock::now()));
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
+        *free_at = Some(begin + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        Some(begin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_keeps_to_the_limit_and_pays_for_what_does_not() {
+        let limit = Bandwidth::new(Some(1_000));
+        let begin = clock::now();
+        for _ in 0..5 {
+            limit.turn(1_000).await;
+        }
+        assert_eq!(begin.elapsed(), Duration::from_secs(4));
+        limit.count(2_000);
+        limit.turn(1).await;
+        assert_eq!(begin.elapsed(), Duration::from_secs(7));
+        let unlimited = Bandwidth::new(None);
+        unlimited.turn(u64::MAX).await;
+        assert_eq!(begin.elapsed(), Duration::from_secs(7));
+    }
+}

@@ -1,0 +1,170 @@
+//! Keeps the archive of one place up to date with the log of the node that it runs on.
+//!
+//! Every node that knows of the place runs an [`Archiver`]; one of them is active at a time (the node decides which). It
+//! sends a whole state first, then the entries behind it as they are applied, and tells on its [`Desk`] how it stands.
+//!
+//! Guarantees: it can be stopped, or overtaken by that of another node, at any point, and leaves neither a gap nor harm; the
+//! store being away ends nothing: it is tried again, more and more seldom up to [`PAUSE_MAX`]. What takes time to compute
+//! happens on threads that may block, and the log is read in pieces. Leaves out: which node is active (`node`), removing
+//! old objects (`prune`).
+
+mod bandwidth;
+mod jobs;
+mod merging;
+mod progress;
+mod source;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::BackoffBuilder as _;
+use tokio::sync::watch;
+
+pub use progress::{Archived, Desk, EXPOSURE_BUCKETS, Failing, FullStatus, Gap, Sent, Status};
+pub use source::{LogSource, Reached, SourceError, SourceSnapshot};
+
+use self::bandwidth::Bandwidth;
+use self::jobs::Work;
+use self::worker::Worker;
+use super::catalogue::{Catalogue, CatalogueError};
+use super::repository::{Repository, StoreError};
+use super::settings::TargetSettings;
+use super::transfer::StoreDataError;
+use crate::clock;
+use crate::types::ClusterId;
+
+/// Pause before something that failed is tried again, the first time; doubles from time to time, plus chance.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+
+/// The longest pause.
+pub const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How often a node that waits for its turn looks whether it could archive.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why archiving stopped for now.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The chain of manifests can't be read or continued.
+    #[error("the archive can't be continued: {0}")]
+    Chain(#[from] CatalogueError),
+    /// Something was not stored.
+    #[error(transparent)]
+    Data(#[from] StoreDataError),
+    /// The node can't give what is to be archived.
+    #[error("this node can't give what is to be archived: {0}")]
+    Source(#[from] SourceError),
+}
+
+/// Keeps one archive up to date.
+pub struct Archiver<S> {
+    work: Arc<Work<S>>,
+    desk: Arc<Desk>,
+}
+
+impl<S: LogSource> Archiver<S> {
+    /// For the archive of `cluster` in `repository`; `author` is the name of this node, which stands in manifests.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterId,
+        author: String,
+        settings: TargetSettings,
+        repository: Repository,
+        source: Arc<S>,
+        desk: Arc<Desk>,
+    ) -> Self {
+        let bandwidth = Bandwidth::new(settings.bandwidth);
+        Self { work: Arc::new(Work { cluster, author, settings, repository, source, bandwidth }), desk }
+    }
+
+    /// Archives whenever `active` says so, for ever; ends when nobody can say so any more. Dropped at any point, it leaves
+    /// nothing half-done.
+    pub async fn run(self, mut active: watch::Receiver<bool>) {
+        let (mut pauses, mut at_work) = (pauses(), false);
+        let mut sent = 0;
+        while let Err(error) = self.look(&mut active, &mut at_work).await {
+            let sent_now = self.desk.status().borrow().sent_objects();
+            // Something went well since the last time.
+            if std::mem::replace(&mut sent, sent_now) != sent_now {
+                pauses = self::pauses();
+            }
+            self.failed(&error);
+            tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
+        }
+    }
+
+    /// Finds out whether the store can be used, waits for its turn and archives for as long as it has it. `at_work` is
+    /// whether it failed while it archived, the last time.
+    async fn look(&self, active: &mut watch::Receiver<bool>, at_work: &mut bool) -> Result<(), ArchiveError> {
+        loop {
+            // Also by those that only wait, so that they know whether they could.
+            let mut chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
+            self.usable(!*at_work);
+            loop {
+                let turn = async { active.wait_for(|active| *active).await.is_ok() };
+                match tokio::time::timeout(RECHECK_INTERVAL, turn).await {
+                    Ok(true) => break,
+                    Ok(false) => return Ok(()),
+                    Err(_) => {
+                        chain.refresh(&self.work.repository).await?;
+                        *at_work = false;
+                        self.usable(true);
+                    }
+                }
+            }
+            *at_work = true;
+            chain.refresh(&self.work.repository).await?;
+            tracing::info!(backup = self.work.settings.name, "this node archives");
+            tokio::select! {
+                stopped = Worker::new(Arc::clone(&self.work), &self.desk, chain).run() => {
+                    let Err(error): Result<Infallible, _> = stopped;
+                    return Err(error);
+                }
+                other = async { active.wait_for(|active| !*active).await.is_ok() } => if !other { return Ok(()) },
+            }
+            tracing::info!(backup = self.work.settings.name, "another node archives");
+            self.desk.tell(|status| status.full_under_way = false);
+        }
+    }
+
+    /// The store does what is asked of it; `surely` also where it failed last.
+    fn usable(&self, surely: bool) {
+        self.desk.tell(|status| {
+            status.healthy = true;
+            if surely {
+                status.failing = None;
+            }
+        });
+    }
+
+    fn failed(&self, error: &ArchiveError) {
+        let (backup, error) = (&self.work.settings.name, error.to_string());
+        self.desk.tell(|status| {
+            status.healthy = false;
+            status.full_under_way = false;
+            status.errors += 1;
+            let since = status.failing.take().map_or_else(clock::wall, |failing| failing.since);
+            status.failing = Some(Failing { since, error: error.clone() });
+        });
+        tracing::warn!(backup, error, "archiving failed; it will be tried again");
+    }
+}
+
+fn pauses() -> backon::ExponentialBackoff {
+    let pauses = backon::ExponentialBuilder::new().with_min_delay(PAUSE_MIN).with_max_delay(PAUSE_MAX);
+    pauses.without_max_times().with_jitter().build()
+}
+
+impl From<io::Error> for ArchiveError {
+    fn from(error: io::Error) -> Self {
+        Self::Data(error.into())
+    }
+}

@@ -1,0 +1,458 @@
+//! The archive of one place while this node is the one that continues it: what is due, and what came of it.
+//!
+//! Guarantees: entries are archived without a gap, from the first whole state on; where the log does not have them any more
+//! a whole state bridges the gap, and that is told; nothing is told as archived before a manifest in the chain says so; of
+//! two nodes that archive at the same time each finds out at its next manifest and goes on behind the other. Leaves out:
+//! when to begin again after an error (`mod`), and sending (`jobs`).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::MissedTickBehavior;
+
+use super::ArchiveError;
+use super::jobs::{Done, Job, Shipment, Work};
+use super::merging;
+use super::progress::{Archived, Desk, FullStatus, Gap, Sent, Status};
+use super::source::LogSource;
+use crate::backup::catalogue::{Catalogue, CatalogueError};
+use crate::backup::layout::{Kind, Layout};
+use crate::backup::manifest::Object;
+use crate::clock::{self, Instant};
+use crate::types::{LogPosition, Revision, WallTime};
+
+/// How often it is looked at most whether something is to be sent.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The least time between two flushes that somebody waits for: so many more of those who wait share one.
+const URGENT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How soon it is looked again for an entry that somebody waits for, and that is not applied here yet.
+const WANTED_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often the newest manifest is looked for, so that it is noticed when somebody removed the archive.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often groups to merge are looked for, as a part of the time they span, and the bounds of that.
+const MERGE_LOOK_PART: u32 = 10;
+const MERGE_LOOK_MIN: Duration = Duration::from_millis(500);
+const MERGE_LOOK_MAX: Duration = Duration::from_secs(30);
+
+/// After this time, and twice the flush interval, what was proposed is archived, or others have trouble to tell of.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
+/// How often a manifest is tried again that others were first with.
+const APPEND_TRIES: u32 = 16;
+
+/// At work.
+pub(super) struct Worker<'a, S> {
+    work: Arc<Work<S>>,
+    desk: &'a Desk,
+    chain: Catalogue,
+    /// The last entry that is archived as part of the log: what is sent next follows it.
+    shipped: Option<LogPosition>,
+    /// The revision that is surely archived.
+    archived: Revision,
+    /// The newest whole state, and its revision.
+    full: Option<(LogPosition, Revision)>,
+    /// A whole state must bridge a gap before more of the log is of use.
+    bridging: bool,
+    jobs: FuturesUnordered<Job>,
+    shipping: bool,
+    sending_full: bool,
+    merging: bool,
+    checking: bool,
+    flushed_at: Instant,
+    flushed_bytes: u64,
+    urgent: bool,
+    /// When the next flush that somebody waits for may begin.
+    urgent_at: Instant,
+    merge_at: Instant,
+    check_at: Instant,
+    full_at: Option<WallTime>,
+    /// Everything applied at that time is archived; since this node archives.
+    covered_at: Option<Instant>,
+}
+
+impl<'a, S: LogSource> Worker<'a, S> {
+    /// Begins with the archive as it was just read.
+    pub(super) fn new(work: Arc<Work<S>>, desk: &'a Desk, chain: Catalogue) -> Self {
+        let now = clock::now();
+        let flushed_bytes = work.source.written_bytes();
+        let mut worker = Self {
+            work,
+            desk,
+            chain,
+            shipped: None,
+            archived: Revision::ZERO,
+            full: None,
+            bridging: false,
+            jobs: FuturesUnordered::new(),
+            shipping: false,
+            sending_full: false,
+            merging: false,
+            checking: false,
+            flushed_at: now,
+            flushed_bytes,
+            // What came while nobody archived has waited long enough.
+            urgent: true,
+            urgent_at: now,
+            merge_at: now,
+            check_at: now + CHECK_INTERVAL,
+            full_at: None,
+            covered_at: None,
+        };
+        worker.look_around();
+        worker
+    }
+
+    /// Archives until something fails.
+    pub(super) async fn run(mut self) -> Result<Infallible, ArchiveError> {
+        let mut looks = tokio::time::interval(LOOK_INTERVAL.min(self.work.settings.flush_interval));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.begin_what_is_due();
+            tokio::select! {
+                Some(done) = self.jobs.next() => self.finish(done?).await?,
+                () = self.desk.nudged() => {}
+                () = tokio::time::sleep_until(self.urgent_at), if self.is_urgent() && self.may_ship() => {}
+                _ = looks.tick() => {}
+            }
+        }
+    }
+
+    /// Takes from the chain where the archive stands.
+    fn look_around(&mut self) {
+        let segments = self.chain.segments();
+        let newest = self.chain.fulls().last().and_then(|full| full_status(full));
+        let full = newest.map(|full| full.position);
+        let log = segments.last().map(|last| LogPosition::from(last.last));
+        // Entries between the last piece of the log and the whole state, if there are any, are still wanted: without them
+        // the states in between could not be restored from an older one.
+        self.shipped = log.or(full);
+        let end = if full.is_some() { log.max(full) } else { None };
+        let known = self.chain.objects().filter(|object| object.state.is_some()).max_by_key(|object| object.last.index);
+        let revision =
+            known.and_then(|object| object.state).map_or(Revision::ZERO, |state| Revision::new(state.revision));
+        self.full = newest.map(|full| (full.position, full.revision));
+        self.archived = if full.is_some() { revision } else { Revision::ZERO };
+        self.full_at = newest.map_or(Some(WallTime::ZERO), |full| self.work.settings.full.next_after(full.at));
+        let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
+        self.desk.tell(|status| {
+            status.archived = end.map(|position| Archived { position, revision }).max_by_position(status.archived);
+            status.full = newest;
+            (status.objects, status.object_bytes) = (objects, bytes);
+        });
+    }
+
+    fn begin_what_is_due(&mut self) {
+        let now = clock::now();
+        if !self.sending_full && self.is_full_due() {
+            self.sending_full = true;
+            self.desk.tell(|status| status.full_under_way = true);
+            self.jobs.push(self.work.full());
+        }
+        if self.may_ship() {
+            self.ship_if_due(now);
+        }
+        if !self.work.settings.log {
+            self.note_without_log(now);
+        }
+        let interval = self.work.settings.merge_interval;
+        if !self.merging && !interval.is_zero() && now >= self.merge_at {
+            self.merge_at = now + (interval / MERGE_LOOK_PART).clamp(MERGE_LOOK_MIN, MERGE_LOOK_MAX);
+            self.merge_if_due(interval);
+        }
+        if !self.checking
+            && now >= self.check_at
+            && let Some(head) = self.chain.head()
+        {
+            self.checking = true;
+            self.jobs.push(self.work.check(Layout::new(self.work.cluster).manifest(head.seq)));
+        }
+    }
+
+    /// Whether more of the log can be sent: behind a whole state, one piece after the other.
+    fn may_ship(&self) -> bool {
+        let reached = self.work.source.reached().is_some();
+        self.work.settings.log && !self.shipping && !self.bridging && self.full.is_some() && reached
+    }
+
+    /// Whether what is applied should be sent at once.
+    fn is_urgent(&self) -> bool {
+        self.urgent || self.desk.wanted() > self.archived
+    }
+
+    fn is_full_due(&self) -> bool {
+        let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
+        // The same state again would tell nothing new.
+        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision != newest);
+        let due = self.full_at.is_some_and(|at| at <= clock::wall());
+        self.bridging || self.desk.is_full_wanted() || (due && changed)
+    }
+
+    fn ship_if_due(&mut self, now: Instant) {
+        let Some(upto) = self.work.source.reached() else { return };
+        if self.shipped.is_some_and(|shipped| shipped.index >= upto.position.index) {
+            self.urgent = false;
+            self.urgent_at = now + WANTED_INTERVAL;
+            self.flushed_at = now;
+            self.flushed_bytes = self.work.source.written_bytes();
+            self.all_is_well();
+            return self.covered(now, None);
+        }
+        let settings = &self.work.settings;
+        let waiting = self.work.source.written_bytes().saturating_sub(self.flushed_bytes);
+        let elapsed = now.saturating_duration_since(self.flushed_at);
+        let urgent = self.is_urgent() && now >= self.urgent_at;
+        if urgent || elapsed >= settings.flush_interval || waiting >= settings.flush_bytes {
+            self.urgent = false;
+            self.urgent_at = now + URGENT_INTERVAL;
+            self.flushed_at = now;
+            self.flushed_bytes = self.work.source.written_bytes();
+            self.shipping = true;
+            let after = self.shipped;
+            self.jobs.push(self.work.ship(Shipment { after, upto, at: now }));
+        }
+    }
+
+    /// Where only whole states are archived, the age of the newest one is what would be lost.
+    fn note_without_log(&mut self, now: Instant) {
+        let reached = self.work.source.reached().map(|reached| reached.state.revision);
+        if self.full.map(|(_, newest)| newest) == reached && reached.is_some() {
+            self.covered(now, None);
+        }
+    }
+
+    fn covered(&mut self, at: Instant, exposed: Option<Duration>) {
+        self.covered_at = Some(at);
+        self.desk.covered(at, exposed);
+    }
+
+    fn merge_if_due(&mut self, interval: Duration) {
+        let segments = self.chain.segments();
+        let settled = SETTLED_AFTER + 2 * self.work.settings.flush_interval;
+        let settled = u64::try_from(settled.as_millis()).unwrap_or(u64::MAX);
+        let settled = WallTime::new(clock::wall().get().saturating_sub(settled));
+        let group = merging::due(&segments, self.work.source.log_begins_behind(), interval, settled);
+        if !group.is_empty() {
+            let job = self.work.merge(&group);
+            self.merging = true;
+            self.jobs.push(job);
+        }
+    }
+
+    async fn finish(&mut self, done: Done) -> Result<(), ArchiveError> {
+        match done {
+            Done::Shipped(shipment, object) => {
+                self.shipping = false;
+                self.shipped_some(shipment, object).await
+            }
+            Done::Gone(purged) => {
+                self.shipping = false;
+                self.gone(purged);
+                Ok(())
+            }
+            Done::Full(object) => {
+                self.sending_full = false;
+                self.add_full(object).await
+            }
+            Done::Merged(names, object) => {
+                self.merging = false;
+                match object {
+                    Some(object) => self.replace(names, object).await,
+                    None => Ok(()),
+                }
+            }
+            Done::Checked => {
+                self.checking = false;
+                self.check_at = clock::now() + CHECK_INTERVAL;
+                Ok(())
+            }
+        }
+    }
+
+    async fn shipped_some(&mut self, shipment: Shipment, object: Object) -> Result<(), ArchiveError> {
+        let (sent, last) = (object.clone(), LogPosition::from(object.last));
+        match self.append(vec![object], Vec::new()).await {
+            Err(CatalogueError::Overtaken) => {
+                // The other one may have archived the same entries: what is missing now is sent again from there.
+                self.overtaken();
+                self.urgent = true;
+                return Ok(());
+            }
+            appended => appended?,
+        }
+        self.shipped = Some(last);
+        let complete = last == shipment.upto.position;
+        if complete {
+            self.archived = shipment.upto.state.revision;
+        }
+        self.desk.tell(|status| {
+            count(&mut status.sent_log, &sent);
+            (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + sent.bytes);
+            let known = complete.then_some(shipment.upto.state.revision);
+            let revision = known.or(status.archived.map(|archived| archived.revision)).unwrap_or_default();
+            status.archived = Some(Archived { position: last, revision }).max_by_position(status.archived);
+        });
+        self.all_is_well();
+        if complete {
+            let exposed = self.covered_at.map(|before| clock::now().saturating_duration_since(before));
+            self.covered(shipment.at, exposed);
+        } else {
+            self.shipping = true;
+            self.jobs.push(self.work.ship(Shipment { after: Some(last), ..shipment }));
+        }
+        Ok(())
+    }
+
+    /// The log does not have the next entries any more.
+    fn gone(&mut self, purged: LogPosition) {
+        let after = self.shipped.map_or(crate::types::LogIndex::ZERO, |shipped| shipped.index);
+        let bridge = self.full.map(|(full, _)| full).filter(|full| full.index >= purged.index);
+        let since = clock::wall();
+        self.desk.tell(|status| {
+            let since = status.gap.filter(|gap| gap.after == after).map_or(since, |gap| gap.since);
+            status.gap = Some(Gap { after, until: bridge.map(|bridge| bridge.index), since });
+        });
+        let (backup, begins) = (&self.work.settings.name, purged.index.get() + 1);
+        match bridge {
+            Some(bridge) => {
+                tracing::warn!(
+                    backup,
+                    after = after.get(),
+                    until = bridge.index.get(),
+                    "a whole state bridges a gap in the archive"
+                );
+                self.shipped = Some(bridge);
+                self.urgent = true;
+            }
+            None => {
+                tracing::warn!(
+                    backup,
+                    after = after.get(),
+                    begins,
+                    "the log was removed before it was archived; a whole state is sent"
+                );
+                self.bridging = true;
+            }
+        }
+    }
+
+    async fn add_full(&mut self, object: Object) -> Result<(), ArchiveError> {
+        self.append_surely(&[object.clone()], &[]).await?;
+        self.bridging = false;
+        self.urgent = true;
+        self.desk.full_done();
+        let newest = full_status(&object);
+        // One that another node has sent meanwhile may be newer.
+        self.full = self.full.max(newest.map(|full| (full.position, full.revision)));
+        // Behind its own time: the next one must not be due at once where it took long.
+        let made_at = newest.map_or(WallTime::ZERO, |full| full.at).max(clock::wall());
+        self.full_at = self.work.settings.full.next_after(made_at);
+        let (backup, position) = (&self.work.settings.name, object.last.index);
+        tracing::info!(backup, position, bytes = object.bytes, "a whole state is archived");
+        self.shipped = self.shipped.or(Some(object.last.into()));
+        self.archived = self.archived.max(newest.map_or(Revision::ZERO, |full| full.revision));
+        self.desk.tell(|status| {
+            count(&mut status.sent_full, &object);
+            (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + object.bytes);
+            status.full_under_way = false;
+            status.full = newest;
+            let revision = newest.map_or(Revision::ZERO, |full| full.revision);
+            status.archived =
+                Some(Archived { position: object.last.into(), revision }).max_by_position(status.archived);
+        });
+        self.all_is_well();
+        Ok(())
+    }
+
+    async fn replace(&mut self, names: Vec<String>, object: Object) -> Result<(), ArchiveError> {
+        for _ in 0..APPEND_TRIES {
+            // Another node may have merged them meanwhile: then this one is of no use.
+            if names.iter().any(|name| self.chain.object(name).is_none()) {
+                return Ok(());
+            }
+            match self.append(vec![object.clone()], names.clone()).await {
+                Err(CatalogueError::Overtaken) => self.overtaken(),
+                appended => {
+                    appended?;
+                    let (objects, bytes) =
+                        self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
+                    self.desk.tell(|status| {
+                        count(&mut status.sent_merged, &object);
+                        (status.objects, status.object_bytes) = (objects, bytes);
+                    });
+                    // There may be more than one group.
+                    self.merge_at = clock::now();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn append_surely(&mut self, adds: &[Object], drops: &[String]) -> Result<(), ArchiveError> {
+        for _ in 0..APPEND_TRIES {
+            match self.append(adds.to_vec(), drops.to_vec()).await {
+                Err(CatalogueError::Overtaken) => self.overtaken(),
+                appended => return Ok(appended?),
+            }
+        }
+        Err(ArchiveError::Chain(CatalogueError::Overtaken))
+    }
+
+    async fn append(&mut self, adds: Vec<Object>, drops: Vec<String>) -> Result<(), CatalogueError> {
+        let appended = self.chain.append(&self.work.repository, &self.work.author, adds, drops).await;
+        if appended.is_ok() {
+            self.check_at = clock::now() + CHECK_INTERVAL;
+        }
+        appended
+    }
+
+    fn overtaken(&mut self) {
+        tracing::debug!(backup = self.work.settings.name, "another node has continued the archive");
+        self.desk.tell(|status| status.overtaken += 1);
+        self.look_around();
+    }
+
+    fn all_is_well(&self) {
+        let well = |status: &Status| status.healthy && status.failing.is_none();
+        if !well(&self.desk.status().borrow()) {
+            self.desk.tell(|status| (status.healthy, status.failing) = (true, None));
+            tracing::info!(backup = self.work.settings.name, "the archive goes on");
+        }
+    }
+}
+
+fn full_status(full: &Object) -> Option<FullStatus> {
+    let (state, (at, _)) = full.state.zip(full.times)?;
+    let (position, revision) = (full.last.into(), Revision::new(state.revision));
+    debug_assert_eq!(full.kind, Kind::Full);
+    Some(FullStatus { position, revision, at: WallTime::new(at), bytes: full.bytes })
+}
+
+fn count(sent: &mut Sent, object: &Object) {
+    sent.objects += 1;
+    sent.bytes += object.bytes;
+    sent.plain_bytes += object.plain_bytes;
+    sent.last_at = Some(clock::wall());
+}
+
+trait Farther {
+    fn max_by_position(self, other: Self) -> Self;
+}
+
+impl Farther for Option<Archived> {
+    /// What reaches farther; what is archived is never less than what was told.
+    fn max_by_position(self, other: Self) -> Self {
+        let key = |one: &Archived| (one.position.index, one.revision);
+        match (self, other) {
+            (Some(one), Some(other)) => Some(if key(&one) >= key(&other) { one } else { other }),
+            (one, other) => one.or(other),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `backup status` and `backup run`: what the cluster says of its off-site copies.
+//!
+//! Guarantees: `status` ends with exit code 3 if nobody archives to a place, after all were shown; `run --wait` ends with
+//! success only once the new state is archived. Leaves out: what is in an archive.
+
+use std::time::Duration;
+
+use crate::api::model::BackupInfo;
+use crate::cli::Failure;
+use crate::cli::cluster::{heading, known};
+use crate::cli::connect::Global;
+use crate::cli::output::Format;
+use crate::clock;
+
+/// How often it is looked whether the new state is archived.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Show how the off-site copies of the cluster stand
+///
+/// How far each archive reaches, what would be lost if all nodes were lost now (RPO), which node archives, and why one fails.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  quorate backup status")]
+pub(in crate::cli) struct Status {}
+
+/// Archive a whole state now, beside the schedule
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  quorate backup run main --wait")]
+pub(in crate::cli) struct Run {
+    /// Name of the place for backups, as in the configuration of the nodes
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// End only once it is archived, or after --patience
+    #[arg(long)]
+    wait: bool,
+    /// How long --wait waits at most
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    patience: Duration,
+}
+
+impl Status {
+    pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let backups = global.client()?.backups().await?.value;
+        let mut out = global.out();
+        match out.format {
+            Format::Json => out.json(&backups)?,
+            Format::Text if backups.backups.is_empty() => {
+                out.line("no place for backups is configured: add a [[backup]] to the configuration of the nodes")?;
+            }
+            Format::Text => {
+                let columns = ["NAME", "STORE", "ARCHIVES", "RPO", "REVISION", "LAST FULL", "OBJECTS", "BYTES"];
+                let rows = std::iter::once(heading(&columns)).chain(backups.backups.iter().map(row));
+                out.table(&rows.collect::<Vec<_>>())?;
+                for (backup, trouble) in
+                    backups.backups.iter().flat_map(|backup| backup.troubles.iter().map(move |one| (backup, one)))
+                {
+                    out.line(&format!("{}: node {} fails: {}", backup.name, trouble.node, trouble.error))?;
+                }
+            }
+        }
+        out.finish()?;
+        match backups.backups.iter().find(|backup| backup.active.is_none()) {
+            None => Ok(()),
+            Some(backup) => Err(Failure::unavailable(format!("nobody archives to {} at present", backup.name))),
+        }
+    }
+}
+
+fn row(backup: &BackupInfo) -> Vec<String> {
+    let span = |ms: u64| humantime::format_duration(Duration::from_millis(ms)).to_string();
+    let full = backup.full.map(|full| {
+        let age = clock::wall().get().saturating_sub(full.time_unix_ms) / 1_000;
+        format!("{} ago", humantime::format_duration(Duration::from_secs(age)))
+    });
+    let store = if backup.encrypted { backup.url.clone() } else { format!("{} (NOT encrypted)", backup.url) };
+    vec![
+        backup.name.clone(),
+        store,
+        backup.active.map_or_else(|| "nobody".to_owned(), |id| format!("node {id}")),
+        known(backup.rpo_ms.map(span)),
+        known(backup.archived_revision),
+        known(full),
+        backup.objects.to_string(),
+        backup.bytes.to_string(),
+    ]
+}
+
+impl Run {
+    pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let client = global.client()?;
+        let newest = async || {
+            let backups = client.backups().await?.value.backups;
+            let found = backups.into_iter().find(|backup| backup.name == self.name);
+            Ok::<_, Failure>(found.and_then(|backup| backup.full))
+        };
+        let before = newest().await?.map(|full| full.time_unix_ms);
+        let mut out = global.out();
+        let taken = client.run_backup(&self.name).await?.value;
+        if !self.wait {
+            match out.format {
+                Format::Json => out.json(&taken)?,
+                Format::Text => out.line(&format!("node {} sends a whole state to {}", taken.node, taken.name))?,
+            }
+            return out.finish();
+        }
+        let deadline = clock::now() + self.patience;
+        loop {
+            if let Some(full) = newest().await?.filter(|full| Some(full.time_unix_ms) > before) {
+                match out.format {
+                    Format::Json => out.json(&full)?,
+                    Format::Text => {
+                        out.line(&format!("archived at revision {}, {} bytes", full.revision, full.bytes))?;
+                    }
+                }
+                return out.finish();
+            }
+            if clock::now() >= deadline {
+                return Err(Failure::unavailable(
+                    "the whole state is not archived yet; 'quorate backup status' tells how it stands",
+                ));
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}

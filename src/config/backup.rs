@@ -1,0 +1,226 @@
+//! Places for backups: the `[[backup]]` blocks of the file.
+//!
+//! Guarantees: what is refused is refused with what is allowed; a secret is never shown, wherever it was given. Leaves out:
+//! whether a store can be reached: a node starts without it, and says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::values::{Name, Rate, Size, Span};
+use super::{ConfigError, Settings, invalid};
+use crate::backup::schedule::Schedule;
+use crate::backup::seal::Recipients;
+use crate::backup::settings::TargetSettings;
+use crate::backup::target::{self, Options};
+use crate::node::{ArchiveConfig, OffsiteRule};
+
+/// The most places for backups.
+const BACKUPS_MAX: usize = 16;
+
+/// Whole states go there at this time where none is named.
+const FULL_DEFAULT: &str = "0 3 * * *";
+
+/// The bounds of the time after which what was written goes there, and where none is named.
+const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const FLUSH_INTERVAL_MAX: Duration = Duration::from_secs(3_600);
+const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+
+/// The bounds of the size of an object of the log, and where none is named.
+const FLUSH_BYTES_MIN: Size = Size(64 * 1024);
+const FLUSH_BYTES_MAX: Size = Size::mib(64);
+const FLUSH_BYTES_DEFAULT: Size = Size::mib(4);
+
+/// Objects of the log become one within this time where none is named, and at most.
+const MERGE_INTERVAL_DEFAULT: Duration = Duration::from_secs(300);
+const MERGE_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// The least that can be allowed of the line.
+const BANDWIDTH_MIN: Rate = Rate(Size(64 * 1024));
+
+/// The largest file of credentials that is read, in bytes.
+const CREDENTIALS_BYTES_MAX: u64 = 64 * 1024;
+
+/// Which way data goes. Stands there to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From the cluster into the store.
+    Out,
+}
+
+/// What goes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Data {
+    /// The log, all the time.
+    Log,
+    /// Whole states, by a schedule.
+    Full,
+}
+
+/// Settings of a store, which may be secret.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StoreOptions(Options);
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// One block, as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupSettings {
+    /// Its name, the same on every node.
+    pub name: Name,
+    /// Which store.
+    pub url: String,
+    /// Which way.
+    pub direction: Option<Direction>,
+    /// What goes there.
+    pub data: Option<Vec<Data>>,
+    /// When whole states go there.
+    pub full: Option<String>,
+    /// After which time what was written goes there.
+    pub flush_interval: Option<Span>,
+    /// How much of it goes there earlier.
+    pub flush_bytes: Option<Size>,
+    /// Within which time objects of the log become one.
+    pub merge_interval: Option<Span>,
+    /// Public keys of those who may read.
+    pub recipients: Option<Vec<String>>,
+    /// Settings of the store.
+    pub options: Option<StoreOptions>,
+    /// A file with more of them.
+    pub credentials_file: Option<PathBuf>,
+    /// What it may take of the line.
+    pub bandwidth: Option<Rate>,
+    /// Whether it counts for `durability=offsite`.
+    pub durable: Option<bool>,
+}
+
+/// Checks all that is said of backups.
+pub(super) fn archive(settings: &Settings) -> Result<ArchiveConfig, ConfigError> {
+    let blocks = settings.backup.as_deref().unwrap_or_default();
+    if blocks.len() > BACKUPS_MAX {
+        return invalid(format!("{} [[backup]] blocks are given; {BACKUPS_MAX} are the most", blocks.len()));
+    }
+    let mut places: Vec<TargetSettings> = Vec::new();
+    for block in blocks {
+        let place = place(block)?;
+        let same = |other: &&TargetSettings| other.name == place.name || other.url == place.url;
+        if let Some(other) = places.iter().find(same) {
+            return invalid(format!(
+                "[[backup]] {} and {} have the same name or url; give each its own",
+                other.name, place.name
+            ));
+        }
+        places.push(place);
+    }
+    Ok(ArchiveConfig { offsite: offsite(settings, &places)?, places })
+}
+
+fn offsite(settings: &Settings, places: &[TargetSettings]) -> Result<OffsiteRule, ConfigError> {
+    let min_copies = settings.offsite_min_copies.unwrap_or(1);
+    let prefixes: Vec<Bytes> =
+        settings.offsite_prefixes.iter().flatten().map(|prefix| Bytes::copy_from_slice(prefix.as_bytes())).collect();
+    if !(1..=BACKUPS_MAX).contains(&min_copies) {
+        return invalid(format!("offsite_min_copies is {min_copies}; it must be 1 to {BACKUPS_MAX}"));
+    }
+    let durable = places.iter().filter(|place| place.durable && place.log).count();
+    if (settings.offsite_min_copies.is_some() || !prefixes.is_empty()) && durable < min_copies {
+        return invalid(format!(
+            "offsite_min_copies is {min_copies}, but {durable} [[backup]] blocks count for it: those with data \"log\" and \
+             durable = true; add blocks, or ask for fewer copies"
+        ));
+    }
+    Ok(OffsiteRule { min_copies, prefixes })
+}
+
+fn place(block: &BackupSettings) -> Result<TargetSettings, ConfigError> {
+    let name = &block.name;
+    let wrong = |what: String| ConfigError::Invalid(format!("[[backup]] {name}: {what}"));
+    let data = block.data.as_deref().unwrap_or(&[Data::Log, Data::Full]);
+    if !data.contains(&Data::Full) {
+        let what = "data must hold \"full\", with or without \"log\": the log alone can't be restored from";
+        return Err(wrong(what.to_owned()));
+    }
+    target::check(&block.url).map_err(|error| wrong(error.to_string()))?;
+    let full = block.full.as_deref().unwrap_or(FULL_DEFAULT);
+    let full: Schedule = full.parse().map_err(|error| wrong(format!("full: {error}")))?;
+    let span = |key: &str, given: Option<Span>, default, least: Duration, most: Duration| {
+        let span = given.map_or(default, |span| span.0);
+        match span >= least && span <= most {
+            true => Ok(span),
+            false => Err(wrong(format!("{key} is {}; it must be {} to {}", Span(span), Span(least), Span(most)))),
+        }
+    };
+    let merge_interval = match block.merge_interval {
+        Some(Span(Duration::ZERO)) => Duration::ZERO,
+        given => {
+            let least = 2 * FLUSH_INTERVAL_MIN;
+            span("merge_interval", given, MERGE_INTERVAL_DEFAULT, least, MERGE_INTERVAL_MAX)?
+        }
+    };
+    let flush_bytes = block.flush_bytes.unwrap_or(FLUSH_BYTES_DEFAULT);
+    if flush_bytes < FLUSH_BYTES_MIN || flush_bytes > FLUSH_BYTES_MAX {
+        return Err(wrong(format!("flush_bytes is {flush_bytes}; it must be {FLUSH_BYTES_MIN} to {FLUSH_BYTES_MAX}")));
+    }
+    if let Some(rate) = block.bandwidth.filter(|rate| *rate < BANDWIDTH_MIN) {
+        return Err(wrong(format!(
+            "bandwidth is {rate}; it must be at least {BANDWIDTH_MIN}; leave it out for no limit"
+        )));
+    }
+    let recipients = Recipients::parse(block.recipients.as_deref().unwrap_or_default());
+    let mut options = block.options.clone().unwrap_or_default().0;
+    if let Some(path) = &block.credentials_file {
+        options.extend(credentials(path).map_err(wrong)?);
+    }
+    let (least, most) = (FLUSH_INTERVAL_MIN, FLUSH_INTERVAL_MAX);
+    Ok(TargetSettings {
+        name: name.to_string(),
+        url: block.url.clone(),
+        options,
+        recipients: recipients.map_err(|error| wrong(format!("recipients: {error}")))?,
+        log: data.contains(&Data::Log),
+        full,
+        flush_interval: span("flush_interval", block.flush_interval, FLUSH_INTERVAL_DEFAULT, least, most)?,
+        flush_bytes: flush_bytes.0,
+        merge_interval,
+        bandwidth: block.bandwidth.map(|rate| rate.0.0),
+        durable: block.durable.unwrap_or(true) && data.contains(&Data::Log),
+    })
+}
+
+/// Reads `KEY=VALUE` lines, as files for the environment have them. Never shows a value.
+pub(crate) fn credentials(path: &Path) -> Result<BTreeMap<String, String>, String> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| format!("can't read credentials_file {shown}: {error}");
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > CREDENTIALS_BYTES_MAX {
+        return Err(format!("credentials_file {shown} has {size} bytes; {CREDENTIALS_BYTES_MAX} are the most"));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let mut options = BTreeMap::new();
+    for (line, content) in (1..).zip(text.lines().map(str::trim)) {
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let pair = content.strip_prefix("export ").unwrap_or(content).split_once('=');
+        let Some((key, value)) = pair.filter(|(key, _)| !key.trim().is_empty()) else {
+            return Err(format!("{shown}:{line}: expected KEY=VALUE, such as AWS_ACCESS_KEY_ID=…"));
+        };
+        let value = value.trim();
+        let quoted = |mark: char| value.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
+        let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+        options.insert(key.trim().to_ascii_lowercase(), value.to_owned());
+    }
+    Ok(options)
+}

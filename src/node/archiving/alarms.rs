@@ -1,0 +1,112 @@
+//! What an operator should look at, and since when.
+//!
+//! Guarantees: an alarm stands as long as its cause does, under one name, with the time at which it began, and says what to
+//! do. Leaves out: telling others (`gossip`, `api`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::news::{Alarm, Trouble};
+use super::place::Place;
+use crate::backup::archiver::{Gap, Status};
+use crate::clock;
+use crate::types::WallTime;
+
+/// A store that fails for less than this is no news.
+const FAILING_GRACE: Duration = Duration::from_secs(3);
+
+/// A gap is told for this long behind its bridge.
+const GAP_TOLD: Duration = Duration::from_secs(24 * 3_600);
+
+/// Entries may stand on the nodes' disks alone for this long, and ten flush intervals, before that is an alarm.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
+const BEHIND_FLUSHES_MAX: u32 = 10;
+
+/// The alarms of this node.
+#[derive(Debug, Default)]
+pub(super) struct Board(BTreeMap<(&'static str, String), Alarm>);
+
+/// A cause, at this moment.
+struct Cause {
+    name: &'static str,
+    since: Option<WallTime>,
+    detail: String,
+    action: &'static str,
+}
+
+impl Board {
+    /// Takes note of how all places stand now. `rpo` is the age of the oldest entry that is not archived, where it is known.
+    pub(super) fn update<'a>(&mut self, places: impl Iterator<Item = (&'a Place, Option<Duration>, Vec<String>)>) {
+        let mut now = BTreeMap::new();
+        for (place, rpo, others) in places {
+            for cause in causes(place, rpo, &others) {
+                let key = (cause.name, place.settings.name.clone());
+                let since = self.0.get(&key).map(|before| before.since).or(cause.since).unwrap_or_else(clock::wall);
+                let (name, subject) = (cause.name.to_owned(), place.settings.name.clone());
+                now.insert(key, Alarm { name, subject, since, detail: cause.detail, action: cause.action.to_owned() });
+            }
+        }
+        for ((name, subject), alarm) in &now {
+            if !self.0.contains_key(&(*name, subject.clone())) {
+                tracing::warn!(alarm = name, subject, detail = alarm.detail, action = alarm.action, "alarm");
+            }
+        }
+        for (name, subject) in self.0.keys().filter(|key| !now.contains_key(*key)) {
+            tracing::info!(alarm = name, subject, "the alarm is over");
+        }
+        self.0 = now;
+    }
+
+    pub(super) fn all(&self) -> Vec<Alarm> {
+        self.0.values().cloned().collect()
+    }
+}
+
+fn age(since: WallTime) -> Duration {
+    Duration::from_millis(clock::wall().get().saturating_sub(since.get()))
+}
+
+fn causes(place: &Place, rpo: Option<Duration>, others: &[String]) -> Vec<Cause> {
+    let status: Status = place.status();
+    let settings = &place.settings;
+    let mut causes = Vec::new();
+    if let Some(Trouble { since, error }) = place.trouble(&status).filter(|trouble| age(trouble.since) >= FAILING_GRACE)
+    {
+        causes.push(Cause {
+            name: "backup_failing",
+            since: Some(since),
+            detail: format!("this node can't archive to {}: {error}", place.url),
+            action: "make the store usable for this node; what was written meanwhile is sent then",
+        });
+    }
+    if let Some(Gap { after, until, since }) = status.gap.filter(|gap| age(gap.since) < GAP_TOLD) {
+        let end = until.map_or("a whole state is being sent".to_owned(), |until| format!("entry {until}"));
+        causes.push(Cause {
+            name: "backup_gap",
+            since: Some(since),
+            detail: format!(
+                "the log was removed behind entry {after} before it was archived; no state can be restored between \
+                 that and the next: {end}"
+            ),
+            action: "keep the store reachable, or let the nodes keep more log (--snapshot-log-bytes)",
+        });
+    }
+    let bound = BEHIND_MAX.max(settings.flush_interval * BEHIND_FLUSHES_MAX);
+    if let Some(rpo) = rpo.filter(|rpo| settings.log && *rpo > bound) {
+        causes.push(Cause {
+            name: "backup_behind",
+            since: None,
+            detail: format!("what was written in the last {} is not archived", humantime::format_duration(Duration::from_secs(rpo.as_secs()))),
+            action: "look at the alarms of the other nodes and at 'quorate backup status'; if all went down now, it would be lost",
+        });
+    }
+    if !others.is_empty() {
+        causes.push(Cause {
+            name: "backup_mismatch",
+            since: None,
+            detail: format!("{} mean another store by this name", others.join(", ")),
+            action: "give the same url on every node, or another name",
+        });
+    }
+    causes
+}

@@ -184,17 +184,17 @@ pub(super) async fn store_again(
         }
     };
     let Sealed { bytes, sha256, plain_bytes } =
-        store_file(repository, &name, path, recipients, &mut async |_| {}).await?;
+        store_file(repository, &name, path, recipients, |_| std::future::ready(())).await?;
     Ok(Object { name, bytes, sha256: Sha(sha256), plain_bytes, ..what.clone() })
 }
 
 /// Packs a file and stores it.
-async fn store_file(
+async fn store_file<F: Future<Output = ()>>(
     repository: &Repository,
     name: &str,
     path: &Path,
     recipients: &Recipients,
-    pace: &mut impl AsyncFnMut(usize),
+    mut pace: impl FnMut(usize) -> F,
 ) -> Result<Sealed, StoreDataError> {
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());

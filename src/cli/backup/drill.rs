@@ -27,7 +27,7 @@ use crate::cli::{Failure, failure, recover};
 use crate::client::{Client, ListOptions, ReadOptions, WriteOptions};
 use crate::clock::{self, Instant};
 use crate::config::Span;
-use crate::node::{Emptied, MemberPolicy, NodeConfig, Origin, Restorable, Restored};
+use crate::node::{ArchiveConfig, Emptied, MemberPolicy, NodeConfig, Origin, Restorable, Restored};
 use crate::raft::{LogConfig, RaftConfig, Raise, Timers};
 use crate::server::{Server, ServerConfig};
 use crate::state::StateConfig;
@@ -200,7 +200,8 @@ fn config(data_dir: PathBuf, member: Member) -> ServerConfig {
         snapshot_log_bytes: u64::MAX,
         catchup_bytes_per_second: u64::MAX,
     };
-    let node = NodeConfig { data_dir, member, origin: Origin::Directory, policy: MemberPolicy::default(), raft };
+    let (origin, policy, archive) = (Origin::Directory, MemberPolicy::default(), ArchiveConfig::default());
+    let node = NodeConfig { data_dir, member, origin, policy, archive, raft };
     let api = ApiConfig { local_hosts_only: true, ..ApiConfig::default() };
     ServerConfig { node, client_addr: "127.0.0.1:0".to_owned(), peer_addr: "127.0.0.1:0".to_owned(), api }
 }

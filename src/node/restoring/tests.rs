@@ -12,7 +12,7 @@ use crate::backup::seal::{Identities, Recipients};
 use crate::backup::stage::Stage;
 use crate::backup::tests::history::{CLUSTER, Does, History, put, repository};
 use crate::clock;
-use crate::node::{Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError};
+use crate::node::{ArchiveConfig, Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError};
 use crate::raft::{RaftConfig, Timers};
 use crate::state::Txn;
 use crate::telemetry::Metrics;
@@ -72,6 +72,7 @@ impl Scene {
             member: member(),
             origin: Origin::FirstMembers([("n1".to_owned(), "n1:1".to_owned())].into()),
             policy: MemberPolicy::default(),
+            archive: ArchiveConfig::default(),
             raft: RaftConfig {
                 data_dir: self.data_dir(),
                 timers: Timers::default(),

@@ -7,13 +7,25 @@
 
 pub mod archiver;
 pub mod catalogue;
+pub mod copy;
+#[cfg(test)]
+mod faults;
 pub mod layout;
 mod log_object;
 pub mod manifest;
+pub mod marker;
+pub mod probe;
+pub mod proof;
+pub mod prune;
+pub mod replay;
 pub mod repository;
+pub mod retention;
+#[cfg(test)]
+mod sample;
 pub mod schedule;
 pub mod seal;
 pub mod segment;
 pub mod settings;
 pub mod target;
 pub mod transfer;
+pub mod verify;

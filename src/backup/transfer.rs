@@ -149,12 +149,12 @@ pub(super) fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// [`StoreDataError`]; of what was sent nothing appears.
-pub async fn store_snapshot<F: Future<Output = ()>>(
+pub async fn store_snapshot(
     repository: &Repository,
     path: &Path,
     meta: &SnapshotMeta,
     recipients: &Recipients,
-    mut pace: impl FnMut(usize) -> F,
+    mut pace: impl AsyncFnMut(usize),
 ) -> Result<Object, StoreDataError> {
     let last = meta.position.ok_or_else(|| io::Error::other("the snapshot holds nothing"))?;
     let name = Layout::new(meta.cluster_id).full(last.index.get(), rand::random(), !recipients.is_empty());

@@ -83,7 +83,11 @@ impl<S: LogSource> Work<S> {
         let work = Arc::clone(self);
         Box::pin(async move {
             let snapshot = work.source.snapshot().await?;
-            let pace = |bytes: usize| work.bandwidth.turn(bytes as u64);
+            let limit = Arc::clone(&work);
+            let pace = move |bytes: usize| {
+                let limit = Arc::clone(&limit);
+                async move { limit.bandwidth.turn(bytes as u64).await }
+            };
             let recipients = &work.settings.recipients;
             let object = store_snapshot(&work.repository, &snapshot.path, &snapshot.meta, recipients, pace).await?;
             Ok(Done::Full(object))

@@ -32,6 +32,7 @@ use self::bandwidth::Bandwidth;
 use self::jobs::Work;
 use self::worker::Worker;
 use super::catalogue::{Catalogue, CatalogueError};
+use super::probe::{self, ProbeError, SKEW_MILLIS_MAX};
 use super::repository::{Repository, StoreError};
 use super::settings::TargetSettings;
 use super::transfer::StoreDataError;
@@ -53,6 +54,9 @@ pub enum ArchiveError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store can hold no archive.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// The chain of manifests can't be read or continued.
     #[error("the archive can't be continued: {0}")]
     Chain(#[from] CatalogueError),
@@ -106,6 +110,7 @@ impl<S: LogSource> Archiver<S> {
     async fn look(&self, active: &mut watch::Receiver<bool>, at_work: &mut bool) -> Result<(), ArchiveError> {
         loop {
             // Also by those that only wait, so that they know whether they could.
+            self.try_store().await?;
             let mut chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
             self.usable(!*at_work);
             loop {
@@ -114,6 +119,7 @@ impl<S: LogSource> Archiver<S> {
                     Ok(true) => break,
                     Ok(false) => return Ok(()),
                     Err(_) => {
+                        self.try_store().await?;
                         chain.refresh(&self.work.repository).await?;
                         *at_work = false;
                         self.usable(true);
@@ -133,6 +139,19 @@ impl<S: LogSource> Archiver<S> {
             tracing::info!(backup = self.work.settings.name, "another node archives");
             self.desk.tell(|status| status.full_under_way = false);
         }
+    }
+
+    /// Finds out whether the store can hold an archive, and whether this node may write there.
+    async fn try_store(&self) -> Result<(), ArchiveError> {
+        let probed = probe::probe(&self.work.repository).await?;
+        let backup = &self.work.settings.name;
+        if let Some(skew_ms) = probed.skew_millis.filter(|skew| skew.unsigned_abs() > SKEW_MILLIS_MAX) {
+            tracing::warn!(backup, skew_ms, "the clock of this machine differs from that of the store; set it");
+        }
+        if probed.made {
+            tracing::info!(backup, url = self.work.repository.url(), "a new repository for backups is begun");
+        }
+        Ok(())
     }
 
     /// The store does what is asked of it; `surely` also where it failed last.

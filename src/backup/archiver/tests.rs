@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::*;
+use crate::backup::faults::{Fault, Faults};
 use crate::backup::layout::Kind;
 use crate::backup::manifest::Object;
 use crate::backup::seal::{Identities, OpenReader, Recipients};
@@ -467,5 +468,53 @@ async fn an_archive_that_somebody_removed_is_noticed_and_begun_anew() {
     node.write(10);
     let running = Running::start(&node, &repository, settings(), "n1");
     running.archived(19).await;
+    check(&repository, &node, &Identities::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_ignores_create_only_is_not_used_and_that_is_told() {
+    let (node, (repository, faults)) = (Node::new(), Faults::repository());
+    node.write(10);
+    faults.set(Fault::IgnoreCreate);
+    let running = Running::start(&node, &repository, settings(), "n1");
+    let status = running.until("it is refused", |status| status.failing.is_some()).await;
+    assert!(status.failing.unwrap().error.contains("replaces an object"));
+    assert!(!status.healthy && status.archived.is_none());
+    assert_eq!(Catalogue::read(&repository, CLUSTER).await.unwrap(), Catalogue::empty(CLUSTER));
+    faults.clear();
+    running.archived(9).await;
+    check(&repository, &node, &Identities::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storms_missing_rights_and_lost_answers_cost_time_and_nothing_else() {
+    let (node, (repository, faults)) = (Node::new(), Faults::repository());
+    node.write(10);
+    let merging = TargetSettings { merge_interval: Duration::from_millis(200), ..settings() };
+    let running = Running::start(&node, &repository, merging, "n1");
+    running.archived(9).await;
+    let storms = [
+        Fault::Unavailable,
+        Fault::LoseAnswers(3),
+        Fault::Forbid("put"),
+        Fault::LoseAnswers(1),
+        Fault::FailParts(0),
+        Fault::Forbid("get"),
+        Fault::Unavailable,
+    ];
+    for storm in storms {
+        let errors = running.desk.status().borrow().errors;
+        faults.set(storm.clone());
+        for _ in 0..5 {
+            node.write(10);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if storm == Fault::Unavailable {
+            running.until("it fails", |status| status.errors > errors).await;
+        }
+        faults.clear();
+        running.archived(node.last()).await;
+    }
+    running.until("it is well", |status| status.failing.is_none()).await;
     check(&repository, &node, &Identities::default()).await;
 }

@@ -88,6 +88,13 @@ impl Catalogue {
         Self { cluster, head: None, objects: BTreeMap::new() }
     }
 
+    /// One that lists these objects, of no chain.
+    #[cfg(test)]
+    pub(super) fn of(cluster: ClusterId, objects: impl IntoIterator<Item = Object>) -> Self {
+        let objects = objects.into_iter().map(|object| (object.name.clone(), object)).collect();
+        Self { cluster, head: None, objects }
+    }
+
     /// Reads the chain of a cluster, back to the newest manifest that lists all.
     ///
     /// # Errors
@@ -238,16 +245,16 @@ impl Catalogue {
     /// The snapshots, oldest first.
     #[must_use]
     pub fn fulls(&self) -> Vec<&Object> {
-        self.of(Kind::Full)
+        self.of_kind(Kind::Full)
     }
 
     /// The pieces of the log, by their last entry.
     #[must_use]
     pub fn segments(&self) -> Vec<&Object> {
-        self.of(Kind::Log)
+        self.of_kind(Kind::Log)
     }
 
-    fn of(&self, kind: Kind) -> Vec<&Object> {
+    fn of_kind(&self, kind: Kind) -> Vec<&Object> {
         let mut objects: Vec<&Object> = self.objects.values().filter(|object| object.kind == kind).collect();
         objects.sort_by_key(|object| object.last.index);
         objects

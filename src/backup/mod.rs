@@ -6,11 +6,22 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod catalogue;
+pub mod copy;
+#[cfg(test)]
+mod faults;
 pub mod layout;
 pub mod manifest;
+pub mod marker;
 pub mod plan;
+pub mod probe;
+pub mod proof;
+pub mod prune;
 pub mod rebuild;
+pub mod replay;
 pub mod repository;
+pub mod retention;
+#[cfg(test)]
+mod sample;
 pub mod seal;
 pub mod segment;
 pub mod stage;
@@ -18,3 +29,4 @@ pub mod target;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod transfer;
+pub mod verify;

@@ -226,12 +226,6 @@ impl Repository {
         Err(error)
     }
 
-    /// Stores an object under a name, whether there is one or not. Only for the probe of a store.
-    pub(super) async fn overwrite(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
-        let put = self.store.put(&self.path(name), PutPayload::from_bytes(content)).await;
-        put.map(drop).map_err(|error| StoreError::of(name, &error))
-    }
-
     /// Begins to store a large object, in parts. Its name must be one that nobody else uses: nothing checks that.
     ///
     /// # Errors
@@ -373,5 +367,68 @@ impl Upload {
         if let Err(error) = self.upload.abort().await {
             tracing::debug!(object = self.name, %error, "an upload that was given up can't be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::faults::{Fault, Faults};
+
+    fn error(text: &str) -> object_store::Error {
+        object_store::Error::Generic { store: "S3", source: text.to_owned().into() }
+    }
+
+    #[test]
+    fn what_stores_say_is_told_apart_by_what_to_do_about_it() {
+        let of = |text: &str| StoreError::of("x", &error(text));
+        assert!(matches!(of("<Code>NoSuchBucket</Code>"), StoreError::NoBucket { .. }));
+        assert!(matches!(
+            of("Received redirect without LOCATION, this normally indicates an incorrectly configured region"),
+            StoreError::Region { .. }
+        ));
+        assert!(matches!(of("403: <Code>RequestTimeTooSkewed</Code>"), StoreError::Clock { .. }));
+        assert!(matches!(of("400: <Code>ExpiredToken</Code>"), StoreError::Unauthenticated { .. }));
+        assert!(matches!(of("PUT http://169.254.169.254/latest/api/token"), StoreError::Unauthenticated { .. }));
+        let away = of("503 Service Unavailable");
+        assert!(matches!(&away, StoreError::Failed { .. }) && away.is_transient());
+        let page =
+            "500: <?xml?><Error><Code>InternalError</Code><Message>We had a problem.</Message><HostId>x</HostId>";
+        assert_eq!(of(page).to_string(), "InternalError: We had a problem.");
+        assert!(of(&"x".repeat(10_000)).to_string().len() <= WHY_CHARS_MAX);
+        let denied = object_store::Error::PermissionDenied { path: "x".into(), source: "AccessDenied".into() };
+        assert!(matches!(StoreError::of("x", &denied), StoreError::Forbidden { .. }));
+    }
+
+    #[tokio::test]
+    async fn an_object_is_created_once_and_a_lost_answer_is_no_second_time() {
+        let (repository, faults) = Faults::repository();
+        faults.set(Fault::LoseAnswers(1));
+        repository.create("a/b", "one".into()).await.unwrap();
+        repository.create("a/b", "one".into()).await.unwrap();
+        let error = repository.create("a/b", "two".into()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+        assert_eq!(repository.get("a/b", 3).await.unwrap(), "one");
+        let error = repository.get("a/b", 2).await.unwrap_err();
+        assert!(matches!(error, StoreError::TooLarge { bytes: 3, bytes_max: 2, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn names_are_those_below_the_prefix() {
+        let (repository, _) = Faults::repository();
+        for name in ["b/2", "b/1", "a/x", "top"] {
+            repository.create(name, "x".into()).await.unwrap();
+        }
+        let names = async |after| {
+            let listed = repository.list("b", after).await.unwrap();
+            listed.into_iter().map(|object| object.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None).await, ["b/1", "b/2"]);
+        assert_eq!(names(Some("b/1")).await, ["b/2"]);
+        assert_eq!(repository.top().await.unwrap(), (vec!["a".to_owned(), "b".to_owned()], vec!["top".to_owned()]));
+        assert_eq!(repository.head("b/1").await.unwrap().name, "b/1");
+        repository.delete("b/1").await.unwrap();
+        repository.delete("b/1").await.unwrap();
+        assert!(matches!(repository.head("b/1").await, Err(StoreError::Missing { .. })));
     }
 }

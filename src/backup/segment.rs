@@ -323,6 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_segment_stay_as_they_are() {
+        let begin = SegmentHeader { cluster: ClusterId::new(7), previous: None };
+        let first = LogEntry { position: position(0), content: LogContent::Blank };
+        let mut shortest = SegmentWriter::new(Vec::new(), &begin).unwrap();
+        shortest.push(&first).unwrap();
+        let shortest = shortest.finish(None).unwrap().1;
+        let stored = crate::codec::golden::check(
+            "backup-segment-v1",
+            [("three_entries", written(&entries())), ("one_entry", shortest)],
+        );
+        assert_eq!(read(&stored["three_entries"]).unwrap().0, entries());
+        let mut reader = SegmentReader::new(stored["one_entry"].as_slice()).unwrap();
+        assert_eq!((reader.header().clone(), reader.next_entry().unwrap()), (begin, Some(first)));
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let bytes = written(&entries());
         for len in 0..bytes.len() {

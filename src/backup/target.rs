@@ -75,6 +75,18 @@ pub enum TargetError {
 /// # Errors
 /// [`TargetError`].
 pub fn open(url: &str, options: &Options) -> Result<Repository, TargetError> {
+    open_or_make(url, options, true)
+}
+
+/// As [`open`], to read only: the folder of a `file://` URL must be there.
+///
+/// # Errors
+/// [`TargetError`].
+pub fn open_existing(url: &str, options: &Options) -> Result<Repository, TargetError> {
+    open_or_make(url, options, false)
+}
+
+fn open_or_make(url: &str, options: &Options, make: bool) -> Result<Repository, TargetError> {
     tls::install();
     let shown = redacted(url);
     let wrong = |why: &str| TargetError::Url { url: shown.clone(), why: why.to_owned() };
@@ -115,17 +127,19 @@ pub fn open(url: &str, options: &Options) -> Result<Repository, TargetError> {
             if let Some(option) = options.keys().next() {
                 return Err(unknown(option));
             }
-            (Arc::new(folder(&parsed, &shown)?), Path::default())
+            (Arc::new(folder(&parsed, &shown, make)?), Path::default())
         }
         _ => return Err(wrong("this scheme is not known")),
     };
     Ok(Repository::new(store, prefix, &shown))
 }
 
-fn folder(url: &Url, shown: &str) -> Result<LocalFileSystem, TargetError> {
+fn folder(url: &Url, shown: &str, make: bool) -> Result<LocalFileSystem, TargetError> {
     let setup = |why: String| TargetError::Setup { url: shown.to_owned(), why };
     let path = url.to_file_path().map_err(|()| setup("the path is not absolute".into()))?;
-    std::fs::create_dir_all(&path).map_err(|error| setup(error.to_string()))?;
+    if make {
+        std::fs::create_dir_all(&path).map_err(|error| setup(error.to_string()))?;
+    }
     let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| setup(error.to_string()))?;
     Ok(store.with_fsync(true))
 }
@@ -160,5 +174,53 @@ fn redacted(url: &str) -> String {
             let address = url.split('?').next().unwrap_or_default();
             address.rsplit('@').next().unwrap_or_default().to_owned()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(url: &str, options: &[(&str, &str)]) -> TargetError {
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        open(url, &options).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_place_for_backups_is_refused_with_those_that_are() {
+        for url in ["backup", "/srv/backup", "http://host/x", "s3:///prefix", "sftp://host/x", "s3://b/p?key=hunter2"] {
+            let error = refused(url, &[]);
+            assert!(matches!(error, TargetError::Url { .. }) && error.to_string().contains("s3://BUCKET"), "{error}");
+        }
+        let options = [("aws_region", "x")];
+        assert!(matches!(refused("s3://bucket/x", &[("regoin", "x")]), TargetError::Option { .. }));
+        assert!(matches!(refused("file:///tmp", &options), TargetError::Option { .. }));
+        assert!(matches!(refused("gs://bucket/x", &options), TargetError::Option { .. }));
+    }
+
+    #[test]
+    fn credentials_in_a_url_are_refused_and_not_shown() {
+        for url in ["s3://me:hunter2@bucket/x", "s3://bucket/x?secret=hunter2", "nonsense me:hunter2@x?hunter2"] {
+            let text = refused(url, &[]).to_string();
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_made_to_write_and_must_be_there_to_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().join("a/b").display());
+        let error = open_existing(&url, &Options::new()).unwrap_err();
+        assert!(matches!(error, TargetError::Setup { .. }), "{error}");
+        open(&url, &Options::new()).unwrap();
+        assert_eq!(open_existing(&url, &Options::new()).unwrap().url(), url);
+    }
+
+    #[test]
+    fn a_bucket_and_its_options_are_taken_without_a_request() {
+        let options =
+            [("aws_region", "eu-central-1"), ("aws_endpoint", "http://127.0.0.1:9"), ("aws_allow_http", "true")];
+        let options = options.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(open("s3://bucket/some/prefix", &options).unwrap().url(), "s3://bucket/some/prefix");
     }
 }

@@ -100,18 +100,24 @@ pub async fn store_entries(
     });
     let (end, sealed, bytes) = packing.await.map_err(io::Error::other)??;
     let name = Layout::new(cluster).log(first, end.last.index.get(), rand::random(), !recipients.is_empty());
-    if bytes.len() <= PART_BYTES {
-        repository.create(&name, Bytes::from(bytes)).await?;
-    } else {
-        let mut upload = repository.upload(&name).await?;
-        let bytes = Bytes::from(bytes);
-        for begin in (0..bytes.len()).step_by(PART_BYTES) {
-            upload.part(bytes.slice(begin..bytes.len().min(begin + PART_BYTES))).await?;
-        }
-        upload.complete().await?;
-    }
+    put(repository, &name, Bytes::from(bytes)).await?;
     let previous = previous.map(Into::into);
     Ok(object(name, Kind::Log, sealed, end.last, end.state, times, previous))
+}
+
+/// Stores bytes that are here, in parts where they are many.
+async fn put(repository: &Repository, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+    if bytes.len() <= PART_BYTES {
+        return repository.create(name, bytes).await;
+    }
+    let mut upload = repository.upload(name).await?;
+    for begin in (0..bytes.len()).step_by(PART_BYTES) {
+        if let Err(error) = upload.part(bytes.slice(begin..bytes.len().min(begin + PART_BYTES))).await {
+            upload.abort().await;
+            return Err(error);
+        }
+    }
+    upload.complete().await
 }
 
 fn object(
@@ -152,6 +158,44 @@ pub async fn store_snapshot(
 ) -> Result<Object, StoreDataError> {
     let last = meta.position.ok_or_else(|| io::Error::other("the snapshot holds nothing"))?;
     let name = Layout::new(meta.cluster_id).full(last.index.get(), rand::random(), !recipients.is_empty());
+    let sealed = store_file(repository, &name, path, recipients, &mut pace).await?;
+    let state = StateMark { revision: meta.revision, hash: meta.hash };
+    let at = meta.created_at.get();
+    Ok(object(name, Kind::Full, sealed, last, Some(state), Some((at, at)), None))
+}
+
+/// Stores the content of an object, unpacked into a file, once more: under a new name, to other keys.
+///
+/// # Errors
+/// [`StoreDataError`]; of what was sent nothing appears.
+pub(super) async fn store_again(
+    repository: &Repository,
+    cluster: ClusterId,
+    what: &Object,
+    path: &Path,
+    recipients: &Recipients,
+) -> Result<Object, StoreDataError> {
+    let (layout, encrypted) = (Layout::new(cluster), !recipients.is_empty());
+    let name = match what.kind {
+        Kind::Full => layout.full(what.last.index, rand::random(), encrypted),
+        Kind::Log => {
+            let first = what.previous.map_or(0, |previous| previous.index + 1);
+            layout.log(first, what.last.index, rand::random(), encrypted)
+        }
+    };
+    let Sealed { bytes, sha256, plain_bytes } =
+        store_file(repository, &name, path, recipients, &mut async |_| {}).await?;
+    Ok(Object { name, bytes, sha256: Sha(sha256), plain_bytes, ..what.clone() })
+}
+
+/// Packs a file and stores it.
+async fn store_file(
+    repository: &Repository,
+    name: &str,
+    path: &Path,
+    recipients: &Recipients,
+    pace: &mut impl AsyncFnMut(usize),
+) -> Result<Sealed, StoreDataError> {
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());
     let packing = tokio::task::spawn_blocking(move || {
@@ -162,7 +206,7 @@ pub async fn store_snapshot(
         parts.send()?;
         Ok::<_, io::Error>(sealed)
     });
-    let mut upload = repository.upload(&name).await?;
+    let mut upload = repository.upload(name).await?;
     while let Some(part) = waiting.recv().await {
         pace(part.len()).await;
         if let Err(error) = upload.part(part).await {
@@ -180,9 +224,7 @@ pub async fn store_snapshot(
         }
     };
     upload.complete().await?;
-    let state = StateMark { revision: meta.revision, hash: meta.hash };
-    let at = meta.created_at.get();
-    Ok(object(name, Kind::Full, sealed, last, Some(state), Some((at, at)), None))
+    Ok(sealed)
 }
 
 /// Hands what is written on, in parts.
@@ -287,9 +329,14 @@ fn unpack(object: &Object, arriving: Arriving, identities: &Identities, path: &P
     let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary).map_err(local(&temporary))?);
     let mut reader = OpenReader::new(&mut hashed, is_encrypted(&object.name), identities)
         .map_err(|source| FetchError::Open { name: name(), source })?;
-    let mut buffer = vec![0; 1 << 20];
+    let (mut buffer, mut unpacked) = (vec![0; 1 << 20], 0_u64);
     loop {
         let read = reader.read(&mut buffer).map_err(|error| damaged(object, error.to_string()))?;
+        unpacked += read as u64;
+        // Before it is written: a few bytes can unpack to more than any disk holds.
+        if unpacked > object.plain_bytes || (read == 0 && unpacked < object.plain_bytes) {
+            return Err(damaged(object, format!("it does not unpack to {} bytes", object.plain_bytes)));
+        }
         if read == 0 {
             break;
         }
@@ -344,3 +391,6 @@ impl<R: Read> Read for Hashing<R> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,8 +262,8 @@ pub fn plan(catalogue: &Catalogue, target: Target) -> Result<Plan, PlanError> {
         Target::Latest => end.index.get()..=end.index.get(),
         Target::Time(_) => before.last.index..=reached.last.index,
         Target::Revision(wanted) => {
-            let below = segments.iter().filter(|object| revision(object).is_some_and(|revision| revision < wanted));
-            below.last().map_or(full, |object| *object).last.index..=reached.last.index
+            let mut below = segments.iter().filter(|object| revision(object).is_some_and(|revision| revision < wanted));
+            below.next_back().map_or(full, |object| *object).last.index..=reached.last.index
         }
     };
     let (revision_min, revision_max) = match target {

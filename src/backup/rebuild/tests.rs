@@ -209,13 +209,16 @@ async fn failure(repository: &Repository, catalogue: &Catalogue, keys: &Identiti
     }
 }
 
+/// What is done to the bytes of an object; one without any is removed.
+type Damage = fn(&mut Vec<u8>);
+
 #[tokio::test]
 async fn what_is_wrong_with_an_archive_is_told_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let (key, public) = Identities::generate();
     let recipients = Recipients::parse(&[public]).unwrap();
     for kind in [Kind::Full, Kind::Log] {
-        let damages: [(&str, fn(&mut Vec<u8>)); 3] = [
+        let damages: [(&str, Damage); 3] = [
             ("damaged", |bytes| {
                 let middle = bytes.len() / 2;
                 bytes[middle] ^= 1;

@@ -26,6 +26,9 @@ use crate::types::{ClusterId, LogPosition};
 /// Parts that may wait between the thread that packs and the one that sends.
 pub(super) const PARTS_WAITING: usize = 2;
 
+/// So much of an encrypted object is read to see whether a key opens it, in bytes: its head, for some hundred keys.
+const OPENING_BYTES: usize = 64 * 1024;
+
 /// Why an object was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreDataError {
@@ -146,16 +149,16 @@ pub(super) fn times(entries: &[LogEntry]) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// [`StoreDataError`]; of what was sent nothing appears.
-pub async fn store_snapshot(
+pub async fn store_snapshot<F: Future<Output = ()>>(
     repository: &Repository,
     path: &Path,
     meta: &SnapshotMeta,
     recipients: &Recipients,
-    mut pace: impl AsyncFnMut(usize),
+    pace: impl FnMut(usize) -> F,
 ) -> Result<Object, StoreDataError> {
     let last = meta.position.ok_or_else(|| io::Error::other("the snapshot holds nothing"))?;
     let name = Layout::new(meta.cluster_id).full(last.index.get(), rand::random(), !recipients.is_empty());
-    let sealed = store_file(repository, &name, path, recipients, &mut pace).await?;
+    let sealed = store_file(repository, &name, path, recipients, pace).await?;
     let state = StateMark { revision: meta.revision, hash: meta.hash };
     let at = meta.created_at.get();
     Ok(object(name, Kind::Full, sealed, last, Some(state), Some((at, at)), None))
@@ -181,17 +184,17 @@ pub(super) async fn store_again(
         }
     };
     let Sealed { bytes, sha256, plain_bytes } =
-        store_file(repository, &name, path, recipients, &mut async |_| {}).await?;
+        store_file(repository, &name, path, recipients, |_| std::future::ready(())).await?;
     Ok(Object { name, bytes, sha256: Sha(sha256), plain_bytes, ..what.clone() })
 }
 
 /// Packs a file and stores it.
-async fn store_file(
+async fn store_file<F: Future<Output = ()>>(
     repository: &Repository,
     name: &str,
     path: &Path,
     recipients: &Recipients,
-    pace: &mut impl AsyncFnMut(usize),
+    mut pace: impl FnMut(usize) -> F,
 ) -> Result<Sealed, StoreDataError> {
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());
@@ -293,6 +296,22 @@ pub async fn fetch(
     // What the store says explains a file that ends early.
     received?;
     unpacked?
+}
+
+/// Reads so much of an object as tells whether the private keys open it.
+///
+/// # Errors
+/// [`FetchError`]; [`FetchError::Open`] if they don't.
+pub async fn opens(repository: &Repository, object: &Object, identities: &Identities) -> Result<(), FetchError> {
+    let (_, mut stream) = repository.stream(&object.name).await?;
+    let mut begin = BytesMut::new();
+    while begin.len() < OPENING_BYTES
+        && let Some(part) = stream.try_next().await?
+    {
+        begin.extend_from_slice(&part);
+    }
+    let open = |source| FetchError::Open { name: object.name.clone(), source };
+    OpenReader::new(&begin[..], is_encrypted(&object.name), identities).map(drop).map_err(open)
 }
 
 fn damaged(object: &Object, why: String) -> FetchError {

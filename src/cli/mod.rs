@@ -4,8 +4,8 @@
 //! with `quorate:`; the exit code is that of `failure::Exit`; a reader that closes the pipe ends a command quietly.
 //! Leaves out: the work itself; commands talk to [`crate::client`], [`crate::workload`] and the node.
 
-mod archive;
 mod alarms;
+mod archive;
 mod backup;
 mod bench;
 mod cluster;

@@ -12,7 +12,9 @@ use crate::backup::seal::{Identities, Recipients};
 use crate::backup::stage::Stage;
 use crate::backup::tests::history::{CLUSTER, Does, History, put, repository};
 use crate::clock;
-use crate::node::{ArchiveConfig, Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError};
+use crate::node::{
+    ArchiveConfig, Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError,
+};
 use crate::raft::{RaftConfig, Timers};
 use crate::state::Txn;
 use crate::telemetry::Metrics;

@@ -6,6 +6,7 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod archiver;
+pub mod care;
 pub mod catalogue;
 pub mod copy;
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::care::Care;
 use super::schedule::Schedule;
 use super::seal::Recipients;
 use super::target::Options;
@@ -35,6 +36,8 @@ pub struct TargetSettings {
     pub bandwidth: Option<u64>,
     /// Whether what is there counts for writes that ask for it.
     pub durable: bool,
+    /// What is done for it beside filling it.
+    pub care: Care,
 }
 
 impl fmt::Debug for TargetSettings {
@@ -52,6 +55,7 @@ impl fmt::Debug for TargetSettings {
             .field("merge_interval", &self.merge_interval)
             .field("bandwidth", &self.bandwidth)
             .field("durable", &self.durable)
+            .field("care", &self.care)
             .finish()
     }
 }
@@ -63,6 +67,7 @@ impl PartialEq for TargetSettings {
             (one.log, one.flush_bytes, one.bandwidth, one.durable, times, one.recipients.names())
         };
         (&self.name, &self.url, &self.options, &self.full) == (&other.name, &other.url, &other.options, &other.full)
+            && self.care == other.care
             && plain(self) == plain(other)
     }
 }

@@ -13,10 +13,13 @@ use serde::Deserialize;
 
 use super::values::{Name, Rate, Size, Span};
 use super::{ConfigError, Settings, invalid};
+use crate::backup::care::Care;
+use crate::backup::retention::Keep;
 use crate::backup::schedule::Schedule;
 use crate::backup::seal::Recipients;
 use crate::backup::settings::TargetSettings;
 use crate::backup::target::{self, Options};
+use crate::backup::verify::Level;
 use crate::node::{ArchiveConfig, OffsiteRule};
 
 /// The most places for backups.
@@ -24,6 +27,11 @@ const BACKUPS_MAX: usize = 16;
 
 /// Whole states go there at this time where none is named.
 const FULL_DEFAULT: &str = "0 3 * * *";
+
+/// An archive is verified at this time where none is named, so deep, and what is not kept is removed at this one.
+const VERIFY_DEFAULT: &str = "0 5 * * *";
+const VERIFY_LEVEL_DEFAULT: u8 = 2;
+const PRUNE_DEFAULT: &str = "0 4 * * *";
 
 /// The bounds of the time after which what was written goes there, and where none is named.
 const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -104,6 +112,79 @@ pub struct BackupSettings {
     pub bandwidth: Option<Rate>,
     /// Whether it counts for `durability=offsite`.
     pub durable: Option<bool>,
+    /// When it is verified.
+    pub verify: Option<String>,
+    /// How deep, 1 to 4.
+    pub verify_level: Option<u8>,
+    /// Private keys for that.
+    pub identity_file: Option<PathBuf>,
+    /// What is kept.
+    pub keep: Option<KeepSettings>,
+    /// When the rest is removed.
+    pub prune: Option<String>,
+}
+
+/// What is kept of an archive, as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeepSettings {
+    /// Any point of this time can be restored.
+    pub window: Option<Span>,
+    /// Snapshots of so many hours.
+    pub hourly: Option<u32>,
+    /// Of so many days.
+    pub daily: Option<u32>,
+    /// Of so many weeks.
+    pub weekly: Option<u32>,
+    /// Of so many months.
+    pub monthly: Option<u32>,
+    /// Nothing younger is removed.
+    pub object_lock: Option<Span>,
+}
+
+impl KeepSettings {
+    fn keep(&self) -> Keep {
+        let default = Keep::default();
+        Keep {
+            window: self.window.map_or(default.window, |span| span.0),
+            hourly: self.hourly.unwrap_or(default.hourly),
+            daily: self.daily.unwrap_or(default.daily),
+            weekly: self.weekly.unwrap_or(default.weekly),
+            monthly: self.monthly.unwrap_or(default.monthly),
+            object_lock: self.object_lock.map_or(default.object_lock, |span| span.0),
+        }
+    }
+}
+
+/// What is done for an archive beside filling it.
+fn care(block: &BackupSettings, encrypted: bool) -> Result<Care, String> {
+    let schedule = |key: &str, given: Option<&String>, default: &str| -> Result<Schedule, String> {
+        let text = given.map_or(default, String::as_str);
+        text.parse().map_err(|error| format!("{key}: {error}"))
+    };
+    let number = block.verify_level.unwrap_or(VERIFY_LEVEL_DEFAULT);
+    let Some(level) = Level::of(number) else {
+        return Err(format!(
+            "verify_level is {number}; it must be 1 (objects are there), 2 (and the chain is whole), 3 (and \
+                            all can be read) or 4 (and a replay gives the state of the cluster)"
+        ));
+    };
+    if level >= Level::Content && encrypted && block.identity_file.is_none() {
+        return Err(format!(
+            "verify_level is {number}, and what is encrypted can't be read without a private key; give \
+                            identity_file, or, better, run 'quorate backup verify --level {number}' on a machine that is no server"
+        ));
+    }
+    if block.prune.is_some() && block.keep.is_none() {
+        return Err("prune says when, and nothing says what is kept; add a [backup.keep] table".to_owned());
+    }
+    Ok(Care {
+        verify: schedule("verify", block.verify.as_ref(), VERIFY_DEFAULT)?,
+        level,
+        identity_file: block.identity_file.clone(),
+        keep: block.keep.as_ref().map(KeepSettings::keep),
+        prune: schedule("prune", block.prune.as_ref(), PRUNE_DEFAULT)?,
+    })
 }
 
 /// Checks all that is said of backups.
@@ -184,11 +265,13 @@ fn place(block: &BackupSettings) -> Result<TargetSettings, ConfigError> {
         options.extend(credentials(path).map_err(wrong)?);
     }
     let (least, most) = (FLUSH_INTERVAL_MIN, FLUSH_INTERVAL_MAX);
+    let recipients = recipients.map_err(|error| wrong(format!("recipients: {error}")))?;
     Ok(TargetSettings {
         name: name.to_string(),
         url: block.url.clone(),
         options,
-        recipients: recipients.map_err(|error| wrong(format!("recipients: {error}")))?,
+        care: care(block, !recipients.is_empty()).map_err(wrong)?,
+        recipients,
         log: data.contains(&Data::Log),
         full,
         flush_interval: span("flush_interval", block.flush_interval, FLUSH_INTERVAL_DEFAULT, least, most)?,

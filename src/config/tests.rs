@@ -194,6 +194,23 @@ fn every_setting_of_a_place_for_backups_is_taken() {
 }
 
 #[test]
+fn what_is_done_for_a_place_for_backups_is_taken() {
+    let care = |more: &str| {
+        let text = format!("[[backup]]\nname = 'a'\nurl = 's3://bucket/a'\n{more}");
+        resolve(&text).unwrap().archive.places[0].care.clone()
+    };
+    let unasked = care("");
+    assert_eq!((unasked.verify.to_string().as_str(), unasked.level.number(), unasked.keep), ("0 5 * * *", 2, None));
+    let all = care("verify_level = 4\nprune = '0 1 * * *'\n[backup.keep]\nwindow = '30d'\nmonthly = 0");
+    assert_eq!((all.level.number(), all.prune.to_string().as_str()), (4, "0 1 * * *"));
+    let keep = all.keep.unwrap();
+    assert_eq!((keep.window, keep.daily, keep.monthly), (Duration::from_secs(30 * 86_400), 7, 0));
+    let (_, public) = crate::backup::seal::Identities::generate();
+    let sealed = backup_refusal(&format!("verify_level = 3\nrecipients = ['{public}']"));
+    assert!(sealed.contains("can't be read without a private key; give identity_file"), "{sealed}");
+}
+
+#[test]
 fn what_is_wrong_with_a_place_for_backups_is_told_with_what_is_allowed() {
     let cases = [
         ("full = 'daily'", "full: 'daily' is no schedule"),
@@ -210,6 +227,10 @@ fn what_is_wrong_with_a_place_for_backups_is_told_with_what_is_allowed() {
         ("recipients = ['somebody']", "no age public key"),
         ("credentials_file = '/does/not/exist'", "can't read credentials_file /does/not/exist"),
         ("passphrase = 'x'", "unknown field `passphrase`"),
+        ("verify = 'often'", "verify: 'often' is no schedule"),
+        ("verify_level = 5", "verify_level is 5; it must be 1"),
+        ("prune = '0 4 * * *'", "nothing says what is kept"),
+        ("[backup.keep]\nyearly = 3", "unknown field `yearly`"),
         ("[[backup]]\nname = 'main'\nurl = 's3://bucket/other'", "have the same name or url"),
         ("[[backup]]\nname = 'other'\nurl = 's3://bucket/prefix'", "have the same name or url"),
     ];

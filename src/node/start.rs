@@ -164,7 +164,7 @@ impl Node {
         background.spawn(follow_own_entry(raft.clone(), self.0.desk.clone(), stopping.clone()));
         background.spawn(watch_removal(membership.clone(), self.0.removal.clone(), stopping.clone()));
         self.watch_neighbours(raft);
-        archiving.spawn(&identity.name, background, stopping);
+        archiving.spawn(&identity.name, &config.data_dir.join("verify"), background, stopping);
         tracing::info!(cluster = identity.cluster.get(), id = identity.id.get(), name = identity.name, "node started");
         Ok(())
     }

@@ -16,12 +16,14 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::*;
+use crate::backup::care::Care;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::layout::Kind;
 use crate::backup::manifest::Object;
 use crate::backup::seal::{Identities, OpenReader, Recipients};
 use crate::backup::segment::{SegmentReader, StateMark};
 use crate::backup::target;
+use crate::backup::verify::Level;
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{
     Batch, Command, LogContent, LogEntry, Operation, PinnedState, Principal, StateConfig, StateMachine, Txn, TxnOp,
@@ -171,6 +173,13 @@ fn settings() -> TargetSettings {
         merge_interval: Duration::ZERO,
         bandwidth: None,
         durable: true,
+        care: Care {
+            verify: "0 5 * * *".parse().unwrap(),
+            level: Level::Chain,
+            identity_file: None,
+            keep: None,
+            prune: "0 4 * * *".parse().unwrap(),
+        },
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::news::{Alarm, Trouble};
 use super::place::Place;
 use crate::backup::archiver::{Gap, Status};
+use crate::backup::care::Health;
 use crate::clock;
 use crate::types::WallTime;
 
@@ -21,6 +22,10 @@ const GAP_TOLD: Duration = Duration::from_secs(24 * 3_600);
 /// Entries may stand on the nodes' disks alone for this long, and ten flush intervals, before that is an alarm.
 const BEHIND_MAX: Duration = Duration::from_secs(60);
 const BEHIND_FLUSHES_MAX: u32 = 10;
+
+/// Verifications are due each night where nothing else is said, drills each week.
+const UNVERIFIED_MAX: Duration = Duration::from_secs(3 * 24 * 3_600);
+const UNDRILLED_MAX: Duration = Duration::from_secs(8 * 24 * 3_600);
 
 /// The alarms of this node.
 #[derive(Debug, Default)]
@@ -100,6 +105,7 @@ fn causes(place: &Place, rpo: Option<Duration>, others: &[String]) -> Vec<Cause>
             action: "look at the alarms of the other nodes and at 'quorate backup status'; if all went down now, it would be lost",
         });
     }
+    causes.extend(place.health.borrow().as_ref().and_then(|health| unproven(health, &place.url)));
     if !others.is_empty() {
         causes.push(Cause {
             name: "backup_mismatch",
@@ -109,4 +115,60 @@ fn causes(place: &Place, rpo: Option<Duration>, others: &[String]) -> Vec<Cause>
         });
     }
     causes
+}
+
+/// What the proofs beside an archive give cause for: the worst alone.
+fn unproven(health: &Health, url: &str) -> Option<Cause> {
+    let days = |at: WallTime| age(at).as_secs() / (24 * 3_600);
+    let old = |at: Option<WallTime>, most: Duration| {
+        let at = at.unwrap_or(health.since);
+        (age(at) > most).then_some(at)
+    };
+    if let Some((at, finding)) = &health.failed {
+        return Some(Cause {
+            name: "backup_damaged",
+            since: Some(*at),
+            detail: format!("the archive in {url} did not pass its last check: {finding}"),
+            action: "run 'quorate backup verify' for all findings; 'quorate backup run' sends a whole state that does not need what is damaged",
+        });
+    }
+    if let Some(at) = old(health.verified, UNVERIFIED_MAX) {
+        return Some(Cause {
+            name: "backup_unverified",
+            since: Some(at),
+            detail: format!("the archive in {url} was not verified for {} days", days(at)),
+            action: "see why the scheduled verification does not pass (the nodes' logs), or run 'quorate backup verify'",
+        });
+    }
+    old(health.drilled, UNDRILLED_MAX).map(|at| Cause {
+        name: "backup_undrilled",
+        since: Some(at),
+        detail: format!("nothing was restored from the archive in {url} for {} days, to try it", days(at)),
+        action: "run 'quorate backup drill' where the private key is, best of all with --every 7d",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn days_ago(days: u64) -> WallTime {
+        WallTime::new(clock::wall().get() - days * 24 * 3_600 * 1_000)
+    }
+
+    #[test]
+    fn an_archive_that_nobody_proves_is_an_alarm_in_time() {
+        let name = |health: &Health| unproven(health, "file:///b").map(|cause| cause.name);
+        let fresh = Health { since: days_ago(0), ..Health::default() };
+        assert_eq!(name(&fresh), None, "there was no time yet");
+        let proven =
+            Health { since: days_ago(90), verified: Some(days_ago(1)), drilled: Some(days_ago(6)), failed: None };
+        assert_eq!(name(&proven), None);
+        assert_eq!(name(&Health { since: days_ago(4), ..fresh.clone() }), Some("backup_unverified"));
+        assert_eq!(name(&Health { verified: Some(days_ago(4)), ..proven.clone() }), Some("backup_unverified"));
+        assert_eq!(name(&Health { drilled: Some(days_ago(9)), ..proven.clone() }), Some("backup_undrilled"));
+        assert_eq!(name(&Health { drilled: None, ..proven.clone() }), Some("backup_undrilled"));
+        let failed = Some((days_ago(1), "verify: x is missing".to_owned()));
+        assert_eq!(name(&Health { failed, ..proven }), Some("backup_damaged"));
+    }
 }

@@ -16,6 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::Archiving;
 use super::place::Place;
 use crate::backup::archiver::{EXPOSURE_BUCKETS, Sent, Status};
+use crate::clock;
+use crate::types::WallTime;
 
 /// Reads the figures at each scrape.
 pub(super) struct ArchiveCollector(pub(super) Archiving);
@@ -70,11 +72,23 @@ const GAUGES: &[Gauge] = &[
     ("backup_full_timestamp_seconds", "When the newest archived snapshot was made", |_, _, status| {
         status.full.map(|full| full.at.get() as f64 / 1e3)
     }),
+    ("backup_last_verified_age_seconds", "Time since the archive was last verified and found sound", |_, place, _| {
+        place.health.borrow().as_ref().and_then(|health| health.verified).map(seconds_since)
+    }),
+    (
+        "backup_last_drill_age_seconds",
+        "Time since a point of the archive was last restored, started and read from",
+        |_, place, _| place.health.borrow().as_ref().and_then(|health| health.drilled).map(seconds_since),
+    ),
     ("backup_objects", "Objects in the archive", |_, _, status| status.archived.map(|_| status.objects as f64)),
     ("backup_object_bytes", "Length of all objects in the archive", |_, _, status| {
         status.archived.map(|_| status.object_bytes as f64)
     }),
 ];
+
+fn seconds_since(at: WallTime) -> f64 {
+    clock::wall().get().saturating_sub(at.get()) as f64 / 1e3
+}
 
 /// A counter by name and help, and what it is of what was sent.
 type Counter = (&'static str, &'static str, fn(&Sent) -> u64);

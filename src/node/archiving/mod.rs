@@ -18,6 +18,7 @@ mod source;
 mod thread;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -171,7 +172,8 @@ impl Archiving {
     }
 
     /// Begins to archive and to talk with the others, until the node stops.
-    pub(super) fn spawn(&self, name: &str, background: &TaskTracker, stopping: &CancellationToken) {
+    /// `scratch` is a folder that may be made and removed.
+    pub(super) fn spawn(&self, name: &str, scratch: &Path, background: &TaskTracker, stopping: &CancellationToken) {
         for place in self.0.places.iter().filter(|place| place.settings.recipients.is_empty()) {
             tracing::warn!(
                 backup = place.settings.name,
@@ -184,7 +186,7 @@ impl Archiving {
             stop.run_until_cancelled(gossip::run(gossiping)).await;
         });
         if !self.0.places.is_empty() {
-            let author = Author { cluster: self.0.cluster, name: name.to_owned() };
+            let author = Author { cluster: self.0.cluster, name: name.to_owned(), scratch: scratch.to_owned() };
             let (raft, places) = (self.0.raft.clone(), self.0.places.clone());
             background.spawn(thread::run(raft, author, places, stopping.clone()));
         }

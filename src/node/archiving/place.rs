@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::news::{Archived, Full, PlaceNews, Trouble};
 use crate::backup::archiver::{Desk, Status};
+use crate::backup::care::Health;
 use crate::backup::settings::TargetSettings;
 use crate::backup::target;
 use crate::clock;
@@ -25,6 +26,8 @@ pub(super) struct Place {
     pub(super) desk: Arc<Desk>,
     /// Whether this node is the one that archives.
     pub(super) active: watch::Sender<bool>,
+    /// What the proofs beside the archive tell; `None` until they were read.
+    pub(super) health: watch::Sender<Option<Health>>,
     /// Why the store can't be set up, since when.
     refused: Mutex<Option<(WallTime, String)>>,
 }
@@ -38,6 +41,7 @@ impl Place {
             settings,
             desk: Arc::new(Desk::new(exposure)),
             active: watch::Sender::new(false),
+            health: watch::Sender::new(None),
             refused: Mutex::new(None),
         }
     }

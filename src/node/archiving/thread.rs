@@ -4,6 +4,7 @@
 //! packs: requests and consensus never wait for it. Guarantees: it ends with the node. Leaves out: what is archived
 //! (`backup::archiver`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::place::Place;
 use super::source::RaftSource;
 use crate::backup::archiver::{Archiver, PAUSE_MAX};
+use crate::backup::care::Caretaker;
 use crate::backup::repository::Repository;
 use crate::backup::target::{self, TargetError};
 use crate::raft::{RaftNode, stand_back};
@@ -31,6 +33,8 @@ pub(super) struct Author {
     pub(super) cluster: ClusterId,
     /// The name of this node.
     pub(super) name: String,
+    /// A folder of its own for what is verified.
+    pub(super) scratch: PathBuf,
 }
 
 /// Archives to all places until told to stop. Returns once the thread has ended.
@@ -68,10 +72,21 @@ async fn archive(place: &Place, author: &Author, source: &Arc<RaftSource>) {
         tokio::time::sleep(SETUP_PAUSE.min(PAUSE_MAX)).await;
     };
     place.set_refused(None);
+    let caretaker = Caretaker {
+        cluster: author.cluster,
+        author: author.name.clone(),
+        care: place.settings.care.clone(),
+        repository: repository.clone(),
+        scratch: author.scratch.join(&place.settings.name),
+        health: place.health.clone(),
+    };
     let (settings, desk) = (place.settings.clone(), Arc::clone(&place.desk));
     let archiver = Archiver::new(author.cluster, author.name.clone(), settings, repository, Arc::clone(source), desk);
     let active: watch::Receiver<bool> = place.active.subscribe();
-    archiver.run(active).await;
+    tokio::select! {
+        () = archiver.run(active.clone()) => {}
+        () = caretaker.run(active) => {}
+    }
 }
 
 async fn set_up(place: &Place) -> Result<Repository, String> {

@@ -132,7 +132,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let log = segments.last().map(|last| LogPosition::from(last.last));
         // Entries between the last piece of the log and the whole state, if there are any, are still wanted: without them
         // the states in between could not be restored from an older one.
-        self.shipped = log.or(full);
+        self.shipped = log.or_else(|| self.oldest_followed()).or(full);
         let end = if full.is_some() { log.max(full) } else { None };
         let known = self.chain.objects().filter(|object| object.state.is_some()).max_by_key(|object| object.last.index);
         let revision =
@@ -146,6 +146,13 @@ impl<'a, S: LogSource> Worker<'a, S> {
             status.full = newest;
             (status.objects, status.object_bytes) = (objects, bytes);
         });
+    }
+
+    /// The oldest whole state that the log of this node still follows: where the log begins, if none of it is archived.
+    fn oldest_followed(&self) -> Option<LogPosition> {
+        let purged = self.work.source.log_begins_behind().map(|purged| purged.index);
+        let mut positions = self.chain.fulls().into_iter().map(|full| LogPosition::from(full.last));
+        positions.find(|full| purged.is_none_or(|purged| full.index >= purged))
     }
 
     fn begin_what_is_due(&mut self) {

@@ -195,8 +195,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
 
     fn is_full_due(&self) -> bool {
         let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
-        // The same state again would tell nothing new.
-        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision != newest);
+        // The same state again would tell nothing new, and that of a node that lags even less.
+        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision > newest);
         let due = self.full_at.is_some_and(|at| at <= clock::wall());
         self.bridging || self.desk.is_full_wanted() || (due && changed)
     }
@@ -350,7 +350,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 
     async fn add_full(&mut self, object: Object) -> Result<(), ArchiveError> {
-        self.append_surely(&[object.clone()], &[]).await?;
+        self.append_surely(&object).await?;
         self.bridging = false;
         self.urgent = true;
         self.desk.full_done();
@@ -402,9 +402,9 @@ impl<'a, S: LogSource> Worker<'a, S> {
         Ok(())
     }
 
-    async fn append_surely(&mut self, adds: &[Object], drops: &[String]) -> Result<(), ArchiveError> {
+    async fn append_surely(&mut self, object: &Object) -> Result<(), ArchiveError> {
         for _ in 0..APPEND_TRIES {
-            match self.append(adds.to_vec(), drops.to_vec()).await {
+            match self.append(vec![object.clone()], Vec::new()).await {
                 Err(CatalogueError::Overtaken) => self.overtaken(),
                 appended => return Ok(appended?),
             }

@@ -132,7 +132,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let log = segments.last().map(|last| LogPosition::from(last.last));
         // Entries between the last piece of the log and the whole state, if there are any, are still wanted: without them
         // the states in between could not be restored from an older one.
-        self.shipped = log.or(full);
+        self.shipped = log.or_else(|| self.oldest_followed()).or(full);
         let end = if full.is_some() { log.max(full) } else { None };
         let known = self.chain.objects().filter(|object| object.state.is_some()).max_by_key(|object| object.last.index);
         let revision =
@@ -146,6 +146,13 @@ impl<'a, S: LogSource> Worker<'a, S> {
             status.full = newest;
             (status.objects, status.object_bytes) = (objects, bytes);
         });
+    }
+
+    /// The oldest whole state that the log of this node still follows: where the log begins, if none of it is archived.
+    fn oldest_followed(&self) -> Option<LogPosition> {
+        let purged = self.work.source.log_begins_behind().map(|purged| purged.index);
+        let mut positions = self.chain.fulls().into_iter().map(|full| LogPosition::from(full.last));
+        positions.find(|full| purged.is_none_or(|purged| full.index >= purged))
     }
 
     fn begin_what_is_due(&mut self) {
@@ -188,8 +195,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
 
     fn is_full_due(&self) -> bool {
         let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
-        // The same state again would tell nothing new.
-        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision != newest);
+        // The same state again would tell nothing new, and that of a node that lags even less.
+        let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision > newest);
         let due = self.full_at.is_some_and(|at| at <= clock::wall());
         self.bridging || self.desk.is_full_wanted() || (due && changed)
     }
@@ -343,7 +350,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 
     async fn add_full(&mut self, object: Object) -> Result<(), ArchiveError> {
-        self.append_surely(&[object.clone()], &[]).await?;
+        self.append_surely(&object).await?;
         self.bridging = false;
         self.urgent = true;
         self.desk.full_done();
@@ -395,9 +402,9 @@ impl<'a, S: LogSource> Worker<'a, S> {
         Ok(())
     }
 
-    async fn append_surely(&mut self, adds: &[Object], drops: &[String]) -> Result<(), ArchiveError> {
+    async fn append_surely(&mut self, object: &Object) -> Result<(), ArchiveError> {
         for _ in 0..APPEND_TRIES {
-            match self.append(adds.to_vec(), drops.to_vec()).await {
+            match self.append(vec![object.clone()], Vec::new()).await {
                 Err(CatalogueError::Overtaken) => self.overtaken(),
                 appended => return Ok(appended?),
             }

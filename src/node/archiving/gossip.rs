@@ -13,9 +13,9 @@ use futures::future::{join_all, select_all};
 use futures::stream::FuturesUnordered;
 use tokio::time::MissedTickBehavior;
 
-use super::Archiving;
 use super::news::{Answer, What};
-use crate::clock;
+use super::{Archiving, GONE_AFTER};
+use crate::clock::{self, Instant};
 use crate::types::{NodeId, Revision};
 
 /// How often a node tells how it stands.
@@ -37,6 +37,7 @@ pub(super) async fn run(archiving: Archiving) {
     let mut under_way = FuturesUnordered::new();
     let mut busy = BTreeSet::new();
     let mut again = BTreeSet::new();
+    let began = clock::now();
     loop {
         let asks: bool;
         tokio::select! {
@@ -61,11 +62,10 @@ pub(super) async fn run(archiving: Archiving) {
                 if again.remove(&id) {
                     busy.insert(id);
                     under_way.push(exchange(&archiving, id));
-                } else if busy.is_empty() {
-                    shared.settled.store(true, Ordering::Relaxed);
                 }
             }
         }
+        settle(&archiving, began);
         archiving.decide();
         let wanted = *shared.wanted.lock();
         archiving.nudge(wanted);
@@ -74,9 +74,6 @@ pub(super) async fn run(archiving: Archiving) {
             continue;
         }
         let others = others(&archiving);
-        if others.is_empty() && shared.raft.leads() {
-            shared.settled.store(true, Ordering::Relaxed);
-        }
         for id in others {
             if busy.insert(id) {
                 under_way.push(exchange(&archiving, id));
@@ -85,6 +82,20 @@ pub(super) async fn run(archiving: Archiving) {
             }
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Lets this node archive once it has heard from all others, or waited long enough for that: before, each node of a group
+/// that starts would think that it is alone.
+fn settle(archiving: &Archiving, began: Instant) {
+    if archiving.0.settled.load(Ordering::Relaxed) {
+        return;
+    }
+    let others = others(archiving);
+    let known = !others.is_empty() || archiving.0.raft.leads();
+    let heard = archiving.0.heard.lock();
+    if (known && others.iter().all(|id| heard.contains_key(id))) || began.elapsed() >= GONE_AFTER {
+        archiving.0.settled.store(true, Ordering::Relaxed);
     }
 }
 

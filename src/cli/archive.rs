@@ -11,8 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use crate::backup::catalogue::{Catalogue, CatalogueError};
-use crate::backup::layout::{cluster_name, cluster_of, is_encrypted};
+use crate::backup::layout::{cluster_name, is_encrypted};
 use crate::backup::manifest::ManifestError;
+use crate::backup::marker::{self, MarkerError};
 use crate::backup::plan::{Plan, PlanError, rfc3339};
 use crate::backup::repository::{Repository, StoreError};
 use crate::backup::seal::{Identities, OpenError};
@@ -51,7 +52,19 @@ pub(super) struct ClusterArg {
     cluster: Option<String>,
 }
 
+impl ClusterArg {
+    /// Whether one was named.
+    pub(super) fn is_given(&self) -> bool {
+        self.cluster.is_some()
+    }
+}
+
 impl StoreArgs {
+    /// Of another store than the one that the usual flags are for.
+    pub(super) fn new(store_option: Vec<String>, credentials_file: Option<PathBuf>) -> Self {
+        Self { store_option, credentials_file }
+    }
+
     /// Opens the repository. Nothing is written, and of a folder not even the folder.
     pub(super) fn open(&self, url: &str) -> Result<Repository, Failure> {
         if let Some(path) = url.strip_prefix("file://")
@@ -122,17 +135,15 @@ impl KeyArgs {
 /// The clusters that have an archive here, oldest first by the last thing written.
 pub(super) async fn catalogues(repository: &Repository) -> Result<Vec<Catalogue>, Failure> {
     let mut found = Vec::new();
-    for cluster in repository
-        .folders()
-        .await
-        .map_err(|error| store(repository, &error))?
-        .iter()
-        .filter_map(|name| cluster_of(name))
-    {
+    for cluster in clusters(repository).await? {
         found.push(read(repository, cluster).await?);
     }
     found.sort_by_key(|catalogue| catalogue.head().map(|head| head.written_at));
     Ok(found)
+}
+
+async fn clusters(repository: &Repository) -> Result<Vec<ClusterId>, Failure> {
+    marker::clusters(repository).await.map_err(|error| marker_failure(repository, &error))
 }
 
 async fn read(repository: &Repository, cluster: ClusterId) -> Result<Catalogue, Failure> {
@@ -142,21 +153,25 @@ async fn read(repository: &Repository, cluster: ClusterId) -> Result<Catalogue, 
 
 /// The catalogue of the cluster that is meant.
 pub(super) async fn catalogue(repository: &Repository, wanted: &ClusterArg) -> Result<Catalogue, Failure> {
-    let folders = repository.folders().await.map_err(|error| store(repository, &error))?;
-    let clusters: Vec<ClusterId> = folders.iter().filter_map(|name| cluster_of(name)).collect();
+    read(repository, cluster(repository, wanted).await?).await
+}
+
+/// The cluster that is meant.
+pub(super) async fn cluster(repository: &Repository, wanted: &ClusterArg) -> Result<ClusterId, Failure> {
+    let clusters = clusters(repository).await?;
     let url = repository.url();
     if let Some(wanted) = &wanted.cluster {
         let meant = clusters.iter().find(|id| cluster_name(**id) == *wanted || id.to_string() == *wanted);
         let known = || clusters.iter().map(|id| cluster_name(*id)).collect::<Vec<_>>().join(", ");
         return match meant {
-            Some(cluster) => read(repository, *cluster).await,
+            Some(cluster) => Ok(*cluster),
             None if clusters.is_empty() => Err(nothing(url)),
             None => Err(Failure::usage(format!("{url} has no cluster {wanted}; there are: {}", known()))),
         };
     }
     match clusters.as_slice() {
         [] => Err(nothing(url)),
-        [cluster] => read(repository, *cluster).await,
+        [cluster] => Ok(*cluster),
         _ => {
             // Told with their ages, so that whoever is in a hurry needs no second command to choose.
             let all = catalogues(repository).await?;
@@ -193,7 +208,19 @@ pub(super) fn store(repository: &Repository, error: &StoreError) -> Failure {
     }
 }
 
-fn catalogue_failure(repository: &Repository, what: &str, error: &CatalogueError) -> Failure {
+/// How a place that is no repository ends a command.
+pub(super) fn marker_failure(repository: &Repository, error: &MarkerError) -> Failure {
+    match error {
+        MarkerError::Store(error) => store(repository, error),
+        MarkerError::Empty { .. } | MarkerError::Foreign { .. } | MarkerError::Newer { .. } => {
+            Failure::usage(error.to_string())
+        }
+        MarkerError::Damaged { .. } => Failure::integrity(error.to_string()),
+    }
+}
+
+/// How a chain that can't be read ends a command.
+pub(super) fn catalogue_failure(repository: &Repository, what: &str, error: &CatalogueError) -> Failure {
     let line = format!("{}: {what}{error}", repository.url());
     match error {
         CatalogueError::Store(error) => store(repository, error),
@@ -213,22 +240,28 @@ pub(super) fn plan_failure(error: &PlanError) -> Failure {
 
 /// How a failed fetch ends a command.
 pub(super) fn stage_failure(repository: &Repository, error: &StageError) -> Failure {
-    let line = error.to_string();
     match error {
-        StageError::Fetch(FetchError::Store(error)) => store(repository, error),
-        StageError::Fetch(FetchError::Open { source: OpenError::NoIdentity | OpenError::WrongIdentity, .. }) => {
-            Failure::usage(line)
-        }
-        StageError::Fetch(FetchError::Damaged { .. } | FetchError::Open { .. }) | StageError::Damaged { .. } => {
-            Failure::integrity(format!(
-                "{line}; other copies of the archive may be whole, and an earlier full backup may not need it: see \
-                 'quorate backup verify'"
-            ))
-        }
-        StageError::Fetch(FetchError::Local { .. }) | StageError::Io { .. } | StageError::NoRoom { .. } => {
-            Failure::usage(line)
-        }
+        StageError::Fetch(error) => fetch_failure(repository, error),
+        StageError::Damaged { .. } => damaged(error),
+        StageError::Io { .. } | StageError::NoRoom { .. } => Failure::usage(error.to_string()),
     }
+}
+
+/// How an object that can't be fetched ends a command.
+pub(super) fn fetch_failure(repository: &Repository, error: &FetchError) -> Failure {
+    match error {
+        FetchError::Store(error) => store(repository, error),
+        FetchError::Open { source: OpenError::NoIdentity | OpenError::WrongIdentity, .. }
+        | FetchError::Local { .. } => Failure::usage(error.to_string()),
+        FetchError::Damaged { .. } | FetchError::Open { .. } => damaged(error),
+    }
+}
+
+fn damaged(error: &impl std::fmt::Display) -> Failure {
+    Failure::integrity(format!(
+        "{error}; other copies of the archive may be whole, and an earlier full backup may not need it: see 'quorate backup \
+         verify'"
+    ))
 }
 
 /// A bar that counts bytes; on a standard error that is no terminal, nothing.

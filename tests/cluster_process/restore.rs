@@ -12,8 +12,8 @@ use quorate::api::model::NodeRole;
 use quorate::backup::catalogue::Catalogue;
 use quorate::backup::seal::{Identities, Recipients};
 use quorate::backup::segment::StateMark;
-use quorate::backup::target;
 use quorate::backup::transfer::{store_entries, store_snapshot};
+use quorate::backup::{marker, target};
 use quorate::clock;
 use quorate::state::snapshot::{SnapshotMeta, SnapshotReader, inspect};
 use quorate::state::{
@@ -69,6 +69,7 @@ async fn lost() -> Left {
 /// Archives a snapshot file and entries behind it, as a node would.
 async fn archive(url: &str, file: &Path, recipients: &Recipients) -> (SnapshotMeta, BTreeMap<u64, WallTime>) {
     let repository = target::open(url, &BTreeMap::new()).unwrap();
+    assert!(marker::ensure(&repository).await.unwrap());
     let meta = inspect(file).unwrap();
     let mut machine = loaded(file, &meta);
     let mut catalogue = Catalogue::empty(meta.cluster_id);
@@ -137,6 +138,20 @@ impl Left {
     /// Runs `quorate restore`; what it said on standard output, or its exit code with standard error if it refused.
     fn restore(&self, node: &Member, flags: &[&str]) -> Result<Value, (Option<i32>, String)> {
         let output = self.command(node, flags).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        if output.status.code() != Some(0) {
+            return Err((output.status.code(), errors));
+        }
+        Ok(serde_json::from_slice(&output.stdout).unwrap())
+    }
+}
+
+impl Left {
+    /// Runs `quorate backup`; what it said on standard output, or its exit code with standard error if it failed.
+    fn backup(&self, arguments: &[&str]) -> Result<Value, (Option<i32>, String)> {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
+        let output =
+            command.arg("backup").args(arguments).args(["--output", "json"]).stdin(Stdio::null()).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
         if output.status.code() != Some(0) {
             return Err((output.status.code(), errors));
@@ -314,4 +329,64 @@ async fn a_drill_restores_starts_and_reads_and_leaves_nothing_behind() {
     assert!((begin..=begin + ENTRIES).contains(&told["index"].as_u64().unwrap()), "{told}");
     assert!(told["keys_read"].as_u64() >= Some(300), "{told}");
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    // What came of it is kept beside the archive, and told.
+    let shown = left.backup(&["show", &left.url]).unwrap();
+    let proof = &shown["proofs"][0];
+    assert_eq!((&proof["kind"], &proof["passed"]), (&"drill".into(), &true.into()), "{shown}");
+    assert_eq!((&proof["reached"]["index"], &proof["figures"]["keys"]), (&told["index"], &told["keys"]), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_is_looked_at_checked_and_copied_without_a_cluster() {
+    let left = lost().await;
+    let key = left.key.to_str().unwrap();
+    let listed = left.backup(&["list", &left.url]).unwrap();
+    let cluster = &listed["clusters"][0];
+    assert_eq!(cluster["cluster_id"], left.meta.cluster_id.get());
+    assert_eq!(
+        (&cluster["fulls"], &cluster["log_objects"], &cluster["unencrypted"]),
+        (&1.into(), &3.into(), &0.into())
+    );
+
+    // As deep as can be without a key, and as deep as can be.
+    let checked = left.backup(&["verify", &left.url]).unwrap();
+    assert_eq!((&checked["level"], &checked["passed"]), (&2.into(), &true.into()), "{checked}");
+    let checked = left.backup(&["verify", &left.url, "--identity", key]).unwrap();
+    assert_eq!((&checked["level"], &checked["entries"]), (&4.into(), &ENTRIES.into()), "{checked}");
+    assert_eq!(checked["revision"].as_u64(), Some(left.meta.revision.get() + 2 * ENTRIES));
+    let keys = left.backup(&["keys", "check", &left.url, "--identity", key]).unwrap();
+    assert_eq!((&keys["shut"], keys["objects"].as_array().unwrap().len()), (&0.into(), 3));
+
+    // Nothing is old enough to go.
+    let pruned = left.backup(&["prune", &left.url, "--dry-run"]).unwrap();
+    assert_eq!((pruned["kept"].as_object().unwrap().len(), &pruned["deleted"]), (4, &Value::Array(vec![])), "{pruned}");
+
+    // A copy for other keys is opened by these alone.
+    let other = left.cluster.dir.path().join("other.txt");
+    let public = left.backup(&["keys", "generate", other.to_str().unwrap()]).unwrap();
+    let copy = format!("file://{}", left.cluster.dir.path().join("copy").display());
+    let recipient = public["public_key"].as_str().unwrap();
+    let copied = left.backup(&["copy", &left.url, &copy, "--identity", key, "--recipient", recipient]).unwrap();
+    assert_eq!(copied["objects"], 4);
+    let (code, refused) = left.backup(&["keys", "check", &copy, "--identity", key]).unwrap_err();
+    assert!(code == Some(1) && refused.contains("3 of 3 objects are not opened"), "{refused}");
+    let checked = left.backup(&["verify", &copy, "--identity", other.to_str().unwrap()]).unwrap();
+    assert_eq!((&checked["level"], &checked["passed"]), (&4.into(), &true.into()), "{checked}");
+
+    // Damage is found, named, and exit code 4.
+    let folder = left.cluster.dir.path().join("repository").join(cluster["cluster"].as_str().unwrap()).join("log");
+    let object = fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+    let mut bytes = fs::read(object.path()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(object.path(), bytes).unwrap();
+    let (code, refused) = left.backup(&["verify", &left.url, "--identity", key]).unwrap_err();
+    assert!(code == Some(4) && refused.contains("does not hold what it promises"), "{refused}");
+    let node = left.first("damaged");
+    let (code, refused) = left.restore(&node, &[]).unwrap_err();
+    let name = object.file_name().into_string().unwrap();
+    assert!(code == Some(4) && refused.contains(&name) && refused.contains("damaged"), "{refused}");
+    // The copy still has it; what was fetched stays, and what was not is fetched from there.
+    let copy = Left { url: copy, key: other, ..left };
+    assert!(copy.restore(&node, &[]).is_ok());
 }

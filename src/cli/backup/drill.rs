@@ -16,8 +16,11 @@ use crate::api::ApiConfig;
 use crate::backup::catalogue::Catalogue;
 use crate::backup::layout::cluster_name;
 use crate::backup::plan::{self, Plan, Target};
+use crate::backup::proof::{self, Proof, ProofKind};
+use crate::backup::rebuild::Reached;
 use crate::backup::repository::Repository;
 use crate::backup::seal::Identities;
+use crate::backup::segment::StateMark;
 use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact};
@@ -31,7 +34,7 @@ use crate::node::{ArchiveConfig, Emptied, MemberPolicy, NodeConfig, Origin, Rest
 use crate::raft::{LogConfig, RaftConfig, Raise, Timers};
 use crate::server::{Server, ServerConfig};
 use crate::state::StateConfig;
-use crate::types::{Key, KeyRange, LogIndex, Member};
+use crate::types::{Key, KeyRange, LogIndex, Member, WallTime};
 
 /// Keys that are read one by one at most.
 const SAMPLE_MAX: u32 = 1_000;
@@ -44,6 +47,9 @@ const SERVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long one look, or one request, may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who it was, in the proof.
+const AUTHOR: &str = "quorate backup drill";
 
 /// The node's name, in a cluster of its own.
 const NAME: &str = "drill";
@@ -78,6 +84,12 @@ pub(in crate::cli) struct Drill {
     no_proof: bool,
 }
 
+/// What came of it.
+struct Drilled {
+    told: Vec<Fact>,
+    reached: Reached,
+}
+
 /// How long the parts took.
 struct Times {
     fetch: Duration,
@@ -88,16 +100,7 @@ struct Times {
 
 impl Drill {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let Some(every) = self.every else { return self.once(global).await };
-        if every.0.is_zero() {
-            return Err(Failure::usage("--every is 0s; it must be longer"));
-        }
-        loop {
-            if let Err(error) = self.once(global).await {
-                error.report();
-            }
-            tokio::time::sleep(every.0).await;
-        }
+        super::again_and_again(self.every, async || self.once(global).await).await
     }
 
     async fn once(&self, global: &Global) -> Result<(), Failure> {
@@ -111,21 +114,25 @@ impl Drill {
         let identities = self.keys.for_plan(&plan)?;
         let (begun_at, begun) = (clock::wall(), clock::now());
         let drilled = self.drill(&repository, &plan, &identities).await;
-        let told = match drilled {
-            Ok(mut told) => {
-                told.push(("total_ms", json!(millis(begun.elapsed()))));
-                told
-            }
-            Err(error) => {
-                self.prove(&repository, &plan, false, begun_at, vec![("why", json!(error.to_string()))]).await?;
-                return Err(error);
-            }
+        let mut proof = match &drilled {
+            Ok(told) => proof_of(&plan, told, begun_at),
+            Err(error) => Proof {
+                findings: vec![format!("restoring {}: {error}", plan.target)],
+                ..Proof::new(ProofKind::Drill, AUTHOR, false, begun_at, clock::wall())
+            },
         };
-        self.prove(&repository, &plan, true, begun_at, told.clone()).await?;
+        proof.manifest = catalogue.head().map(|head| head.seq);
+        if !self.no_proof
+            && let Err(error) = proof::write(&repository, plan.cluster, &proof).await
+        {
+            failure::note(&format!("the proof could not be kept: {error}"));
+        }
+        let mut told = drilled?.told;
+        told.push(("total_ms", json!(millis(begun.elapsed()))));
         facts::tell(global, told)
     }
 
-    async fn drill(&self, repository: &Repository, plan: &Plan, identities: &Identities) -> Result<Vec<Fact>, Failure> {
+    async fn drill(&self, repository: &Repository, plan: &Plan, identities: &Identities) -> Result<Drilled, Failure> {
         let folder = scratch(self.scratch.as_ref())?;
         let data_dir = folder.path().join("data");
         let Restorable::Empty(emptied) = Emptied::open(&data_dir).map_err(recover::failure)? else {
@@ -147,24 +154,22 @@ impl Drill {
         let (served_at, read_keys) = asked?;
         let serve = served_at - begun - fetch - build;
         let times = Times { fetch, build, serve, read: served_at.elapsed() };
-        Ok(facts_of(plan, &restored, read_keys, &times))
+        Ok(Drilled { told: facts_of(plan, &restored, read_keys, &times), reached: restored.reached })
     }
+}
 
-    /// Adds the proof to the repository.
-    async fn prove(
-        &self,
-        repository: &Repository,
-        plan: &Plan,
-        passed: bool,
-        begun_at: crate::types::WallTime,
-        details: Vec<Fact>,
-    ) -> Result<(), Failure> {
-        let _ = (repository, plan, passed, begun_at, details);
-        if !self.no_proof {
-            failure::note("no proof is written by this version");
-        }
-        Ok(())
-    }
+/// What is kept beside the archive of a drill that went well.
+fn proof_of(plan: &Plan, drilled: &Drilled, begun_at: WallTime) -> Proof {
+    let Reached { position, revision, hash, .. } = drilled.reached;
+    let figures = drilled.told.iter().filter_map(|(name, value)| Some(((*name).to_owned(), value.as_u64()?)));
+    let mut proof = Proof {
+        reached: Some(position.into()),
+        state: Some(StateMark { revision, hash }.into()),
+        figures: figures.collect(),
+        ..Proof::new(ProofKind::Drill, AUTHOR, true, begun_at, clock::wall())
+    };
+    proof.figures.insert("plain_bytes".to_owned(), plan.plain_bytes());
+    proof
 }
 
 /// A point of the archive, drawn by chance: each entry that can be restored is as likely.

@@ -9,12 +9,14 @@ use crate::backup::catalogue::Catalogue;
 use crate::backup::layout::{cluster_name, is_encrypted};
 use crate::backup::manifest::Object;
 use crate::backup::plan;
+use crate::backup::proof::{self, Proof, ProofKind};
+use crate::backup::repository::Repository;
 use crate::cli::archive::{self, ClusterArg, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact, size, time};
 use crate::cli::output::Format;
 use crate::cli::{Failure, Output};
-use crate::types::{Revision, WallTime};
+use crate::types::{ClusterId, Revision, WallTime};
 
 /// Show the clusters that have an archive in a repository
 #[derive(Debug, clap::Args)]
@@ -108,18 +110,30 @@ impl Show {
         let repository = self.store.open(&self.repository)?;
         let catalogue = archive::catalogue(&repository, &self.cluster).await?;
         let gaps = gaps(&catalogue);
+        let proofs = proofs(&repository, catalogue.cluster()).await?;
         let mut out = global.out();
         match out.format {
             Format::Json => {
                 let mut told = facts::object(of(&catalogue));
                 told.insert("gaps".into(), json!(gaps));
+                told.insert("proofs".into(), json!(proofs));
                 told.insert("objects".into(), json!(catalogue.objects().collect::<Vec<_>>()));
                 out.json(&told)?;
             }
-            Format::Text => text(&mut out, &catalogue, &gaps)?,
+            Format::Text => text(&mut out, &catalogue, &gaps, &proofs)?,
         }
         out.finish()
     }
+}
+
+/// The newest verification and the newest drill.
+async fn proofs(repository: &Repository, cluster: ClusterId) -> Result<Vec<Proof>, Failure> {
+    let mut found = Vec::new();
+    for kind in [ProofKind::Verify, ProofKind::Drill] {
+        let newest = proof::newest(repository, cluster, kind, false).await;
+        found.extend(newest.map_err(|error| archive::store(repository, &error))?);
+    }
+    Ok(found)
 }
 
 /// The first and the last entry of each gap.
@@ -129,7 +143,7 @@ fn gaps(catalogue: &Catalogue) -> Vec<(u64, u64)> {
     between.collect()
 }
 
-fn text(out: &mut Output, catalogue: &Catalogue, gaps: &[(u64, u64)]) -> Result<(), Failure> {
+fn text(out: &mut Output, catalogue: &Catalogue, gaps: &[(u64, u64)], proofs: &[Proof]) -> Result<(), Failure> {
     let plain = |value: &Value| match value {
         Value::Array(lines) if lines.is_empty() => "nothing can be restored".to_owned(),
         Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; "),
@@ -138,6 +152,12 @@ fn text(out: &mut Output, catalogue: &Catalogue, gaps: &[(u64, u64)]) -> Result<
     out.text(&facts::lines(&of(catalogue), plain))?;
     for (first, last) in gaps {
         out.line(&format!("gap:          entries {first} to {last} were never archived one by one"))?;
+    }
+    for proof in proofs {
+        let passed = if proof.passed { "passed" } else { "FAILED" };
+        let level = proof.level.map(|level| format!(" of level {level}")).unwrap_or_default();
+        let at = time(WallTime::new(proof.at));
+        out.line(&format!("{:<13} {passed} at {at}{level}", format!("{}:", proof.kind.name())))?;
     }
     out.line("")?;
     let mut rows = vec![["FULL", "INDEX", "REVISION", "WRITTEN", "BYTES"].map(str::to_owned).to_vec()];

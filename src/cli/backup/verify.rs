@@ -1,0 +1,180 @@
+//! `backup verify`: whether an archive holds what it promises, as deep as is asked for.
+//!
+//! Guarantees: nothing of the archive is changed but that the proof is added; damage is exit code 4, after all of it was
+//! told. Leaves out: a start of what was restored (`backup drill`).
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::backup::layout::{cluster_name, is_encrypted};
+use crate::backup::proof;
+use crate::backup::repository::Repository;
+use crate::backup::seal::Identities;
+use crate::backup::verify::{self, Level, Report, Scope, Severity, VerifyError};
+use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
+use crate::cli::connect::Global;
+use crate::cli::facts::{self, Fact, size};
+use crate::cli::output::Format;
+use crate::cli::restore_prefix::scratch;
+use crate::cli::{Failure, failure};
+use crate::clock;
+use crate::config::Span;
+use crate::types::ClusterId;
+
+/// Who it was, in the proof.
+const AUTHOR: &str = "quorate backup verify";
+
+/// Check an archive: what is there, the chain, the content, and the state that it gives
+///
+/// Level 1: all objects are there, with their lengths. 2: the chain of manifests is whole, and the log has no gap that it
+/// does not know of. 3: everything is fetched, decrypted and decoded. 4: everything is applied, and the state compared
+/// with the hashes that the cluster left. What was found is kept in the repository as a proof.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    quorate backup verify s3://bucket/prefix --level 2\n  \
+    quorate backup verify s3://bucket/prefix --identity key.txt --every 24h")]
+pub(in crate::cli) struct Verify {
+    /// The repository: s3://, az://, gs://, file:///
+    #[arg(value_name = "URL")]
+    repository: String,
+    /// How deep, 1 to 4; 4 if nothing is encrypted or a private key is given, otherwise 2
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=4))]
+    level: Option<u8>,
+    #[command(flatten)]
+    cluster: ClusterArg,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Where what is read lies meanwhile; the system's temporary directory if not given
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Do it again and again, this long after the last; a failure is told and does not end it
+    #[arg(long, value_name = "DURATION")]
+    every: Option<Span>,
+    /// Leave no proof in the repository
+    #[arg(long)]
+    no_proof: bool,
+}
+
+impl Verify {
+    pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
+        super::again_and_again(self.every, async || self.once(global).await).await
+    }
+
+    async fn once(&self, global: &Global) -> Result<(), Failure> {
+        let repository = self.store.open(&self.repository)?;
+        let catalogue = match archive::catalogue(&repository, &self.cluster).await {
+            Ok(catalogue) => Some(catalogue),
+            // A chain that can't be read is a finding of its own, with advice, where the cluster is known.
+            Err(_) if self.cluster.is_given() => None,
+            Err(error) => return Err(error),
+        };
+        let cluster = match &catalogue {
+            Some(catalogue) => catalogue.cluster(),
+            None => archive::cluster(&repository, &self.cluster).await?,
+        };
+        let identities = self.keys.identities()?;
+        let sealed = catalogue.is_some_and(|found| found.objects().any(|object| is_encrypted(&object.name)));
+        let deepest = if sealed && identities.is_empty() { Level::Chain } else { Level::Replay };
+        let level = self.level.and_then(Level::of).unwrap_or(deepest);
+        let began = clock::wall();
+        let report = self.check(&repository, cluster, level, &identities).await?;
+        if !self.no_proof {
+            let kept = proof::write(&repository, cluster, &report.proof(AUTHOR, began, clock::wall())).await;
+            if let Err(error) = kept {
+                failure::note(&format!("the proof could not be kept: {error}"));
+            }
+        }
+        tell(global, &report)?;
+        if report.passed() {
+            Ok(())
+        } else {
+            Err(Failure::integrity("the archive does not hold what it promises; see above"))
+        }
+    }
+
+    async fn check(
+        &self,
+        repository: &Repository,
+        cluster: ClusterId,
+        level: Level,
+        identities: &Identities,
+    ) -> Result<Report, Failure> {
+        let folder = scratch(self.scratch.as_ref())?;
+        let bar = archive::bytes_bar("checking", 0);
+        let scope = Scope { level, identities, scratch: folder.path() };
+        let seen = |progress: verify::Progress| {
+            bar.set_length(progress.bytes_total);
+            bar.set_position(progress.bytes);
+        };
+        let report = verify::verify(repository, cluster, scope, &seen).await;
+        bar.finish_and_clear();
+        report.map_err(|error| verify_failure(repository, &error))
+    }
+}
+
+fn verify_failure(repository: &Repository, error: &VerifyError) -> Failure {
+    match error {
+        VerifyError::Store(error) => archive::store(repository, error),
+        VerifyError::Marker(error) => archive::marker_failure(repository, error),
+        VerifyError::NoArchive { .. }
+        | VerifyError::NoIdentity
+        | VerifyError::Scratch { .. }
+        | VerifyError::Replay(_) => Failure::usage(error.to_string()),
+    }
+}
+
+fn facts_of(report: &Report) -> Vec<Fact> {
+    vec![
+        ("cluster", json!(cluster_name(report.cluster))),
+        ("level", json!(report.level.number())),
+        ("passed", json!(report.passed())),
+        ("manifest", json!(report.head.map(|head| head.seq))),
+        ("objects", json!(report.objects)),
+        ("bytes", json!(report.bytes)),
+        ("entries", json!(report.entries)),
+        ("records", json!(report.records)),
+        ("states_compared", json!(report.compared)),
+        ("index", json!(report.reached.map(|(position, _)| position.index.get()))),
+        ("revision", json!(report.reached.map(|(_, mark)| mark.revision.get()))),
+        ("state_hash", json!(report.reached.map(|(_, mark)| format!("{:032x}", mark.hash)))),
+        ("orphans", json!(report.orphans.len())),
+    ]
+}
+
+fn tell(global: &Global, report: &Report) -> Result<(), Failure> {
+    let mut out = global.out();
+    let told = facts_of(report);
+    match out.format {
+        Format::Json => {
+            let findings = report.findings.iter().map(|finding| {
+                json!({
+                    "damage": finding.severity == Severity::Damage,
+                    "object": finding.object,
+                    "what": finding.what,
+                    "advice": finding.advice,
+                })
+            });
+            let mut told = facts::object(told);
+            told.insert("findings".into(), Value::Array(findings.collect()));
+            out.json(&told)?;
+        }
+        Format::Text => {
+            out.text(&facts::lines(&told, Value::to_string))?;
+            let waste: u64 = report.orphans.iter().map(|object| object.bytes).sum();
+            if waste > 0 {
+                out.line(&format!(
+                    "\n{} of objects belong to nothing; 'quorate backup prune' removes them",
+                    size(waste)
+                ))?;
+            }
+            for finding in &report.findings {
+                let severity = if finding.severity == Severity::Damage { "DAMAGE" } else { "note" };
+                out.line(&format!("\n{severity}: {finding}"))?;
+            }
+        }
+    }
+    out.finish()
+}

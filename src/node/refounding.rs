@@ -12,7 +12,7 @@ use super::directory::{Directory, DirectoryError, Identity, write_identity};
 use super::exchange::{self, Exchange};
 use super::forming::random_cluster_id;
 use crate::raft::{self, DataSource, Founder, LogConfig, RefoundError, Refounded, Survey};
-use crate::types::{ClusterId, Member, NodeId};
+use crate::types::{ClusterId, Member, NodeId, Wish};
 
 /// The id of a member that is made from a snapshot file: that of the first member of any cluster. Later members get ids
 /// that follow from the index of a log entry, so they can't meet it.
@@ -226,7 +226,8 @@ impl Survivor {
             return Err(RefoundingError::NoAddress(name));
         }
         let client_url = founding.client_url.clone().unwrap_or_else(|| known.client_url.clone());
-        let member = Member { name, peer_addr, client_url, ..known };
+        // What was to become of it in the old cluster is over.
+        let member = Member { name, peer_addr, client_url, wish: Wish::Stay, ..known };
         Ok(Founder { cluster: another_cluster(self.survey.cluster), id, member })
     }
 }

@@ -245,8 +245,6 @@ const JOIN_PAUSE: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::{LogConfig, Timers};
-    use crate::state::StateConfig;
     use crate::transport::memory::Network;
     use crate::types::ClusterId;
 
@@ -259,15 +257,7 @@ mod tests {
             member,
             origin: Origin::FirstMembers(BTreeMap::from([("n1".into(), "127.0.0.1:1".into())])),
             policy: MemberPolicy::default(),
-            raft: RaftConfig {
-                data_dir: dir.path().to_owned(),
-                timers: Timers::default(),
-                log: LogConfig::default(),
-                state: StateConfig::default(),
-                engine_cache_bytes: 1 << 20,
-                snapshot_log_bytes: 1 << 20,
-                catchup_bytes_per_second: 50 * 1024 * 1024,
-            },
+            raft: RaftConfig::small(dir.path()),
             archive: ArchiveConfig::default(),
         };
         let transport = || Arc::new(Network::new().endpoint("n1"));

@@ -105,6 +105,20 @@ const LEARNER_LAG_MAX: u64 = 20_000;
 const APPEND_ENTRIES_MAX: u64 = 1_024;
 
 impl RaftConfig {
+    /// For tests: little memory, the timers of a local network, and no snapshot by itself.
+    #[cfg(test)]
+    pub(crate) fn small(data_dir: &std::path::Path) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            timers: Timers::default(),
+            log: LogConfig::default(),
+            state: StateConfig::default(),
+            engine_cache_bytes: 1024 * 1024,
+            snapshot_log_bytes: u64::MAX,
+            catchup_bytes_per_second: 50 * 1024 * 1024,
+        }
+    }
+
     /// What openraft is told.
     ///
     /// # Errors

@@ -2,13 +2,15 @@
 //!
 //! Guarantees: a snapshot is asked for once the log has outgrown both the configured size and the last snapshot, so that
 //! writing snapshots at most doubles what is written; the log stays within a small multiple of that size, and is removed
-//! here alone; a node that serves bounded reads refreshes its proof of freshness. Leaves out: how any of it is done, and how
-//! much of the log is worth keeping (`retention`).
+//! here alone; a node that serves bounded reads refreshes its proof of freshness; what is left of a transfer that nobody goes
+//! on with is removed. Leaves out: how any of it is done, and how much of the log is worth keeping (`retention`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics};
+use tokio::sync::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +19,7 @@ use super::fatal::Fatal;
 use super::log_store::LogStore;
 use super::read_barrier::ReadBarrier;
 use super::retention::{self, Follower, LogView};
-use super::snapshot_transfer::LogHolds;
+use super::snapshot_transfer::{LogHolds, Receiver};
 use super::state_store::{StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock;
@@ -25,6 +27,9 @@ use crate::types::NodeId;
 
 /// How often the size of the log is looked at.
 const SIZE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often is looked for what is left of transfers.
+const LEFTOVERS_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How old the proof of freshness may grow before it is renewed in the background.
 const FRESHNESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -41,6 +46,7 @@ pub(super) struct Maintenance {
     pub(super) me: NodeId,
     pub(super) snapshot_log_bytes: u64,
     pub(super) holds: LogHolds,
+    pub(super) receiver: Arc<Mutex<Receiver>>,
     pub(super) fatal: Fatal,
 }
 
@@ -55,9 +61,11 @@ impl Maintenance {
                 }
             });
         };
-        let Self { raft, log, state, barrier, me, snapshot_log_bytes, holds, fatal } = self;
-        let keeper = LogKeeper { raft: raft.clone(), log: log.clone(), state, me, snapshot_log_bytes, holds };
+        let Self { raft, log, state, barrier, me, snapshot_log_bytes, holds, receiver, fatal } = self;
+        let keeper =
+            LogKeeper { raft: raft.clone(), log: log.clone(), state: state.clone(), me, snapshot_log_bytes, holds };
         until(Box::pin(keeper.run()));
+        until(Box::pin(remove_leftovers(receiver, state)));
         until(Box::pin(freshness(barrier)));
         until(Box::pin(watch_for_the_end(raft, log, fatal)));
     }
@@ -129,6 +137,21 @@ fn followers(metrics: &RaftMetrics<TypeConfig>, me: NodeId) -> Vec<Follower> {
     let replication = metrics.replication.iter().flatten().filter(|(id, _)| **id != me);
     let heard = |id| metrics.heartbeat.as_ref()?.get(id)?.as_ref().map(|at| at.elapsed());
     replication.map(|(id, matched)| Follower { matched: matched.map(|id| id.index), heard: heard(id) }).collect()
+}
+
+/// Removes what is left of snapshots that were on their way here, once nobody goes on with them.
+async fn remove_leftovers(receiver: Arc<Mutex<Receiver>>, state: StateAccess) {
+    let mut ticks = tokio::time::interval(LEFTOVERS_CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // Who installs a snapshot holds it for as long as that takes.
+        let mut receiver = receiver.lock().await;
+        let applied = state.applied().borrow().position;
+        if let Err(error) = receiver.remove_outdated(applied).await {
+            tracing::warn!(%error, "can't remove what is left of a snapshot that was on its way here");
+        }
+    }
 }
 
 /// Renews the proof that local data is fresh, so that bounded reads find one.

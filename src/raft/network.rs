@@ -39,6 +39,15 @@ use crate::types::{ClusterId, Member, NodeId};
 /// An append may wait for a slow disk on the other side: it gets at least this long, whatever the heartbeat interval.
 const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
+/// What the way to a member carries at least, in bytes a second. An append gets the time that this takes on top: an entry
+/// that is given up before it has arrived is sent again, and would be for ever, with all that waits behind it.
+const LINK_BYTES_PER_SECOND_MIN: u64 = 512 * 1024;
+
+/// The time that so many bytes take on the slowest way that is made for.
+pub(super) fn time_on_the_way(bytes: usize) -> Duration {
+    Duration::from_millis(bytes as u64 * 1_000 / LINK_BYTES_PER_SECOND_MIN)
+}
+
 /// Who this node is, and how it reaches others.
 #[derive(Clone)]
 pub(super) struct Peers {
@@ -47,13 +56,13 @@ pub(super) struct Peers {
     pub(super) me: NodeId,
     /// Where members are now: openraft keeps calling a member as it was when the call's client was made.
     pub(super) book: AddressBook,
-    /// The data centre of this node; empty if none was named.
+    /// The data centre of this node, until the membership tells; empty if none was named.
     pub(super) zone: Arc<str>,
     pub(super) packer: Packer,
 }
 
 impl Peers {
-    /// One request to one member.
+    /// One request to one member. An append gets the time that its bytes take on top.
     pub(super) async fn call(
         &self,
         to: NodeId,
@@ -64,6 +73,10 @@ impl Peers {
     ) -> Result<Response, PeerError> {
         let deadline = clock::now() + timeout;
         let bytes = self.encode(to, member, request).await?;
+        let deadline = match request {
+            Request::Append(_) => deadline + time_on_the_way(bytes.len()),
+            _ => deadline,
+        };
         understand(&self.transport.call(&member.peer_addr, channel, bytes, deadline).await?)
     }
 
@@ -71,15 +84,13 @@ impl Peers {
     async fn encode(&self, to: NodeId, member: &Member, request: &Request) -> Result<Bytes, PeerError> {
         let envelope = Envelope { cluster: self.cluster, from: self.me, to };
         let bytes = encode_request(envelope, request).map_err(|error| PeerError::Refused(error.to_string()))?;
-        if matches!(request, Request::Append(_) | Request::Forward { .. }) && self.is_far(member) {
+        // Between data centres a byte costs more than the time to save it.
+        if matches!(request, Request::Append(_) | Request::Forward { .. })
+            && self.book.are_apart((self.me, &self.zone), (to, &member.zone))
+        {
             return Ok(self.packer.pack(bytes).await);
         }
         Ok(bytes)
-    }
-
-    /// Whether a member stands in another data centre: there a byte costs more than the time to save it.
-    fn is_far(&self, member: &Member) -> bool {
-        !self.zone.is_empty() && !member.zone.is_empty() && *self.zone != *member.zone
     }
 }
 
@@ -205,7 +216,7 @@ impl PeerClient {
         Ok(())
     }
 
-    /// How long an append may take.
+    /// How long an append may take, beside what its bytes take on the way.
     pub(super) fn append_timeout(&self, option: &RPCOption) -> Duration {
         match self.channel {
             Channel::Heartbeat => option.hard_ttl(),

@@ -68,7 +68,7 @@ pub struct RaftIdentity {
     pub cluster: ClusterId,
     /// This node.
     pub me: NodeId,
-    /// The data centre it stands in; empty if none was named.
+    /// The data centre it stands in, until the membership tells; empty if none was named.
     pub zone: String,
     /// The way to other members.
     pub transport: Arc<dyn Transport>,
@@ -125,10 +125,9 @@ impl RaftNode {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let leadership = Leadership::new(me, raft.server_metrics());
         let proposer_metrics = metrics.register(ProposerMetrics::register);
-        let (timers, stop) = (config.timers, shutdown.clone());
-        let pace = (timers, log.metrics().flush_time.clone());
+        let (timers, pace) = (config.timers, (config.timers, log.metrics().flush_time.clone()));
         let (proposer, proposer_loop) =
-            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), pace, proposer_metrics, stop);
+            Proposer::new(raft.clone(), peers.clone(), leadership.clone(), pace, proposer_metrics, shutdown.clone());
         let source = ReadIndexSource { raft: raft.clone(), peers, leadership: leadership.clone(), timers };
         let (barrier, barrier_loop) = ReadBarrier::new(source.clone(), state.applied(), shutdown.clone());
         let server = Arc::new(PeerServer {
@@ -138,7 +137,7 @@ impl RaftNode {
             proposer: proposer.clone(),
             read_index: source,
             state: state.clone(),
-            receiver: Arc::new(Mutex::new(Receiver::new(state.snapshots.dir(), moved))),
+            receiver: receiver(&state, &log, moved),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             leadership: leadership.clone(),
@@ -156,6 +155,7 @@ impl RaftNode {
             me,
             snapshot_log_bytes: config.snapshot_log_bytes,
             holds,
+            receiver: server.receiver.clone(),
             fatal: fatal.clone(),
         };
         tasks.spawn(proposer_loop.run());
@@ -502,6 +502,12 @@ fn watch_leadership(
     tasks.spawn(leadership.clone().tell(timers.leader_silence(), shutdown.clone()));
     let Timers { heartbeat, election_max, .. } = timers;
     tasks.spawn(leadership.clone().watch_quorum(raft.metrics(), election_max, heartbeat, shutdown.clone()));
+}
+
+/// Takes snapshots from the leader; behind the last entry that is here already this node follows the log.
+fn receiver(state: &StateAccess, log: &LogStore, moved: SnapshotTransferMetrics) -> Arc<Mutex<Receiver>> {
+    let found = log.last().max(state.applied().borrow().position);
+    Arc::new(Mutex::new(Receiver::new(state.snapshots.dir(), found, moved)))
 }
 
 /// Counts what other members have forwarded. Closed, which only means that it can be waited for whenever it is empty.

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use crate::crashes::{RESUME_SLACK, RESUME_WITHIN, WRITERS};
 use crate::links::Links;
-use crate::load::{Answer, Load, Told, put};
+use crate::load::{Load, Told, put};
 use crate::process::{Cluster, PATIENCE, POLL, Settings, http};
+use crate::recorder::Answer;
 
 /// The greatest time beyond its deadline that an answer may take.
 const DEADLINE_SLACK: Duration = Duration::from_secs(2);

@@ -15,9 +15,9 @@ use crate::process::{Cluster, PATIENCE, POLL, Settings, client_builder};
 use crate::registers::Registers;
 
 /// One way.
-const DELAY: Duration = Duration::from_millis(40);
+pub(crate) const DELAY: Duration = Duration::from_millis(40);
 
-const RTT: Duration = Duration::from_millis(80);
+pub(crate) const RTT: Duration = Duration::from_millis(80);
 
 /// The promise: a put takes no longer than this many times round trip and fsync.
 const PUT_FACTOR: f64 = 1.2;
@@ -28,7 +28,7 @@ const BUSY_SLACK: Duration = Duration::from_millis(40);
 /// Operations of each kind whose median counts.
 const SAMPLES: usize = 25;
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings::flags(&["--rtt", "80ms"])
 }
 
@@ -37,7 +37,7 @@ fn client() -> reqwest::Client {
 }
 
 /// The median time of a request; all must succeed.
-async fn median(samples: usize, mut request: impl FnMut(usize) -> reqwest::RequestBuilder) -> Duration {
+pub(crate) async fn median(samples: usize, mut request: impl FnMut(usize) -> reqwest::RequestBuilder) -> Duration {
     let mut times = Vec::new();
     for number in 0..samples {
         let started = Instant::now();

@@ -4,19 +4,14 @@
 //! means not there, unknown may be either. Leaves out: order and reads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quorate::api::model::{OutcomeKind, Problem, PutReply, Record};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use quorate::api::model::Record;
+use tokio::time::{Instant, sleep};
 
 use crate::process::{Cluster, Member, PATIENCE, client_builder, http};
-
-/// How much longer than its deadline a writer waits for an answer; one that takes longer is a failure.
-const ANSWER_SLACK: Duration = Duration::from_secs(5);
+use crate::recorder::{self, Answer, Clients, Desk};
 
 /// The deadline that the writers give the nodes: long, so that one lost write must not hold up the others.
 const WRITE_DEADLINE: Duration = Duration::from_secs(20);
@@ -92,88 +87,54 @@ fn value_of(key: &str) -> String {
 }
 
 /// Running writers.
-pub(crate) struct Load {
-    stop: watch::Sender<bool>,
-    writers: JoinSet<Told>,
-    news: watch::Receiver<News>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct News {
-    acknowledged: u64,
-    /// When the latest acknowledged write had been sent.
-    sent: Instant,
-    /// When it was acknowledged.
-    answered: Instant,
-}
+pub(crate) struct Load(Clients<Told>);
 
 impl Load {
     /// Starts writers that begin at different nodes and go on to the next whenever one does not serve.
     pub(crate) fn start(endpoints: &[String], writers: usize) -> Self {
-        let (stop, stopped) = watch::channel(false);
-        let now = Instant::now();
-        let (news_in, news) = watch::channel(News { acknowledged: 0, sent: now, answered: now });
-        let news_in = Arc::new(news_in);
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let mut tasks = JoinSet::new();
+        let mut clients = Clients::new();
         for writer in 0..writers {
-            let (endpoints, stopped, news) = (endpoints.to_vec(), stopped.clone(), news_in.clone());
-            tasks.spawn(write(format!("load/{run}-{writer}"), endpoints, writer, stopped, news));
+            let endpoints = endpoints.to_vec();
+            clients.join(|desk| write(format!("load/{run}-{writer}"), endpoints, writer, desk));
         }
-        Self { stop, writers: tasks, news }
+        Self(clients)
     }
 
     /// Waits until so many more writes are acknowledged.
     pub(crate) async fn acknowledged(&mut self, more: u64) {
-        let wanted = self.news.borrow().acknowledged + more;
-        let reached = timeout(PATIENCE, self.news.wait_for(|news| news.acknowledged >= wanted)).await;
-        assert!(reached.is_ok_and(|news| news.is_ok()), "writes are not acknowledged within {PATIENCE:?}");
+        self.0.acknowledged(more).await;
     }
 
     /// Waits for the acknowledgement of a write that was sent after `moment`; returns how long after it that was.
     pub(crate) async fn resumed_after(&mut self, moment: Instant) -> Duration {
-        let resumed = timeout(PATIENCE, self.news.wait_for(|news| news.sent > moment)).await;
-        let news = *resumed.expect("writes resume in time").expect("the writers run");
-        news.answered - moment
+        self.0.resumed_after(moment).await
     }
 
     /// Ends the writers; what they were told.
-    pub(crate) async fn stop(mut self) -> Told {
-        self.stop.send_replace(true);
+    pub(crate) async fn stop(self) -> Told {
         let mut all = Told::default();
-        while let Some(told) = self.writers.join_next().await {
-            all.merge(told.unwrap());
-        }
+        self.0.stop().await.into_iter().for_each(|told| all.merge(told));
         assert!(!all.acknowledged.is_empty(), "nothing was acknowledged");
         all
     }
 }
 
-async fn write(
-    prefix: String,
-    endpoints: Vec<String>,
-    first: usize,
-    stopped: watch::Receiver<bool>,
-    news: Arc<watch::Sender<News>>,
-) -> Told {
+async fn write(prefix: String, endpoints: Vec<String>, first: usize, desk: Desk) -> Told {
     let client = client_builder().build().unwrap();
     let (mut told, mut endpoint) = (Told::default(), first);
     for number in 0_u64.. {
-        if *stopped.borrow() {
+        if !desk.is_open() {
             break;
         }
         let key = format!("{prefix}-{number}");
         let sent = Instant::now();
         match put(&client, &endpoints[endpoint % endpoints.len()], &key, WRITE_DEADLINE).await {
-            Answer::Done(revision) => {
-                told.acknowledged.insert(key, revision);
-                let answered = Instant::now();
-                news.send_modify(|news| {
-                    news.acknowledged += 1;
-                    if sent > news.sent {
-                        (news.sent, news.answered) = (sent, answered);
-                    }
-                });
+            // Nobody else writes it.
+            Answer::Done(reply) if reply.version != 1 => told.odd.push(format!("{key}: {reply:?}")),
+            Answer::Done(reply) => {
+                told.acknowledged.insert(key, reply.mod_revision);
+                desk.acknowledged(sent);
                 continue;
             }
             Answer::Refused => drop(told.refused.insert(key)),
@@ -186,39 +147,7 @@ async fn write(
     told
 }
 
-/// What a client makes of an answer.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    Done(u64),
-    Refused,
-    Unknown,
-    Odd(String),
-}
-
 /// Writes one of the load's keys.
 pub(crate) async fn put(client: &reqwest::Client, endpoint: &str, key: &str, deadline: Duration) -> Answer {
-    let request = client.put(format!("{endpoint}/v1/kv/{key}"));
-    let request = request.header("quorate-timeout", format!("{}ms", deadline.as_millis()));
-    let answer = match request.body(value_of(key)).timeout(deadline + ANSWER_SLACK).send().await {
-        Ok(answer) => answer,
-        Err(error) if error.is_timeout() => {
-            return Answer::Odd(format!("{key}: no answer {ANSWER_SLACK:?} after its deadline"));
-        }
-        Err(error) if error.is_connect() => return Answer::Refused,
-        Err(_) => return Answer::Unknown,
-    };
-    let status = answer.status().as_u16();
-    let Ok(body) = answer.bytes().await else { return Answer::Unknown };
-    if status == 201 {
-        return match serde_json::from_slice::<PutReply>(&body) {
-            Ok(reply) => Answer::Done(reply.mod_revision),
-            Err(error) => Answer::Odd(format!("{key}: {error}")),
-        };
-    }
-    let problem = serde_json::from_slice::<Problem>(&body);
-    match problem.as_ref().map(|problem| (status, problem.code.as_str(), problem.outcome)) {
-        Ok((503, "no_leader" | "no_quorum" | "not_ready", OutcomeKind::NotApplied)) => Answer::Refused,
-        Ok((504, "outcome_unknown", OutcomeKind::Unknown)) => Answer::Unknown,
-        _ => Answer::Odd(format!("{key}: {status} {}", String::from_utf8_lossy(&body))),
-    }
+    recorder::put(client, endpoint, key, value_of(key), deadline).await
 }

@@ -5,17 +5,14 @@
 //! history ends with a linearizable read of every key at every node, so that no lost write stays unseen. Leaves out: judging
 //! (`quorate::workload::check`), and what each node holds (`load`).
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::api::model::{OutcomeKind, Problem};
-use quorate::workload::{Action, Operation, check};
+use quorate::workload::{Action, Operation, Violation, check};
 use rand::Rng as _;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::process::{Cluster, PATIENCE, client_builder};
+use crate::process::{Cluster, client_builder, http};
+use crate::recorder::{self, Answer, Clients, Desk};
 
 /// Keys; few, so that clients meet on them.
 const KEYS: usize = 4;
@@ -38,117 +35,102 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Running clients.
 pub(crate) struct Registers {
     origin: Instant,
-    stop: watch::Sender<bool>,
-    clients: JoinSet<Vec<Operation>>,
-    news: watch::Receiver<News>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct News {
-    acknowledged: u64,
-    /// When the latest acknowledged put had been sent, and when it was acknowledged.
-    sent: Instant,
-    answered: Instant,
+    clients: Clients<Vec<Operation>>,
+    /// Nodes that have clients.
+    nodes: usize,
+    /// What was noted beside them.
+    noted: Vec<Operation>,
 }
 
 impl Registers {
     pub(crate) fn start(endpoints: &[String]) -> Self {
-        let (stop, stopped) = watch::channel(false);
-        let origin = Instant::now();
-        let (news_in, news) = watch::channel(News { acknowledged: 0, sent: origin, answered: origin });
-        let news_in = Arc::new(news_in);
-        let mut clients = JoinSet::new();
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            for client in 0..CLIENTS {
-                let name = format!("{at}.{client}");
-                clients.spawn(work(name, endpoint.clone(), origin, stopped.clone(), news_in.clone()));
-            }
+        let mut new = Self { origin: Instant::now(), clients: Clients::new(), nodes: 0, noted: Vec::new() };
+        endpoints.iter().for_each(|endpoint| new.join(endpoint));
+        new
+    }
+
+    /// More clients, at another node.
+    pub(crate) fn join(&mut self, endpoint: &str) {
+        for client in 0..CLIENTS {
+            let (name, endpoint, origin) = (format!("{}.{client}", self.nodes), endpoint.to_owned(), self.origin);
+            self.clients.join(|desk| work(name, endpoint, origin, desk));
         }
-        Self { origin, stop, clients, news }
+        self.nodes += 1;
     }
 
     /// Waits until so many more puts are acknowledged.
     pub(crate) async fn acknowledged(&mut self, more: u64) {
-        let wanted = self.news.borrow().acknowledged + more;
-        let reached = timeout(PATIENCE, self.news.wait_for(|news| news.acknowledged >= wanted)).await;
-        assert!(reached.is_ok_and(|news| news.is_ok()), "puts are not acknowledged within {PATIENCE:?}");
+        self.clients.acknowledged(more).await;
     }
 
     /// Waits for the acknowledgement of a put that was sent after `moment`; returns how long after it that was.
     pub(crate) async fn resumed_after(&mut self, moment: Instant) -> Duration {
-        let resumed = timeout(PATIENCE, self.news.wait_for(|news| news.sent > moment)).await;
-        let news = *resumed.expect("puts resume in time").expect("the clients run");
-        news.answered - moment
+        self.clients.resumed_after(moment).await
+    }
+
+    /// Notes what one node has of every key, which it must serve. With a `query` of its own a read may ask for less than
+    /// the newest; the judge does not know that.
+    pub(crate) async fn look(&mut self, endpoint: &str, query: &str) {
+        let client = http();
+        for key in 0..KEYS {
+            let read = get(&client, endpoint, &register(key), query, self.origin).await;
+            self.noted.push(read.unwrap_or_else(|| panic!("{endpoint} does not serve a read")));
+        }
     }
 
     /// Ends the clients, reads every key at every node once more, and judges.
-    pub(crate) async fn judge(mut self, cluster: &Cluster) {
-        self.stop.send_replace(true);
-        let mut history = Vec::new();
-        while let Some(noted) = self.clients.join_next().await {
-            history.extend(noted.unwrap());
+    pub(crate) async fn judge(self, cluster: &Cluster) {
+        self.judgement(cluster).await.unwrap();
+    }
+
+    /// As [`Self::judge`], and tells what it comes to.
+    pub(crate) async fn judgement(mut self, cluster: &Cluster) -> Result<(), Violation> {
+        let clients = std::mem::replace(&mut self.clients, Clients::new());
+        for noted in clients.stop().await {
+            self.noted.extend(noted);
         }
-        let client = client_builder().build().unwrap();
         for endpoint in cluster.endpoints() {
-            for key in 0..KEYS {
-                let read = get(&client, &endpoint, &format!("register-{key}"), self.origin).await;
-                history.push(read.unwrap_or_else(|| panic!("{endpoint} does not serve a read")));
-            }
+            self.look(&endpoint, "").await;
         }
+        let history = self.noted;
         let gets = history.iter().filter(|operation| matches!(operation.action, Action::Get(_))).count();
         let unknown = history.iter().filter(|operation| operation.returned.is_none()).count();
         println!("{} operations, {gets} of them gets, {unknown} puts of unknown outcome", history.len());
         assert!(gets > 100 && history.len() > gets + 100, "too few operations to tell");
-        check(&history).unwrap();
+        check(&history)
     }
 }
 
-async fn work(
-    name: String,
-    endpoint: String,
-    origin: Instant,
-    stopped: watch::Receiver<bool>,
-    news: Arc<watch::Sender<News>>,
-) -> Vec<Operation> {
+fn register(key: usize) -> String {
+    format!("register-{key}")
+}
+
+async fn work(name: String, endpoint: String, origin: Instant, desk: Desk) -> Vec<Operation> {
     let client = client_builder().build().unwrap();
     let mut history = Vec::new();
     for number in 0_u64.. {
-        if *stopped.borrow() {
+        if !desk.is_open() {
             break;
         }
-        let key = format!("register-{}", rand::rng().random_range(0..KEYS));
-        if rand::rng().random_bool(0.5) {
-            match get(&client, &endpoint, &key, origin).await {
-                Some(read) => history.push(read),
-                None => sleep(REST).await,
-            }
+        let key = register(rand::rng().random_range(0..KEYS));
+        let noted = if rand::rng().random_bool(0.5) {
+            get(&client, &endpoint, &key, "", origin).await
         } else {
-            let sent = Instant::now();
-            match put(&client, &endpoint, &key, &format!("{name}.{number}"), origin).await {
-                Some(written) => {
-                    if written.returned.is_some() {
-                        let answered = Instant::now();
-                        news.send_modify(|news| {
-                            news.acknowledged += 1;
-                            if sent > news.sent {
-                                (news.sent, news.answered) = (sent, answered);
-                            }
-                        });
-                    }
-                    history.push(written);
-                }
-                None => sleep(REST).await,
-            }
+            put(&client, &endpoint, key, format!("{name}.{number}"), origin, &desk).await
+        };
+        match noted {
+            Some(operation) => history.push(operation),
+            None => sleep(REST).await,
         }
         sleep(PAUSE).await;
     }
     history
 }
 
-/// A linearizable read; `None` if there was no answer to it.
-async fn get(client: &reqwest::Client, endpoint: &str, key: &str, origin: Instant) -> Option<Operation> {
+/// A read; `None` if there was no answer to it.
+async fn get(client: &reqwest::Client, endpoint: &str, key: &str, query: &str, origin: Instant) -> Option<Operation> {
     let called = origin.elapsed();
-    let request = client.get(format!("{endpoint}/v1/kv/{key}")).header("quorate-timeout", "1s");
+    let request = client.get(format!("{endpoint}/v1/kv/{key}{query}")).header("quorate-timeout", "1s");
     let answer = request.timeout(DEADLINE + DEADLINE_SLACK).send().await.ok()?;
     let found = match answer.status().as_u16() {
         200 => Some(answer.text().await.ok()?),
@@ -160,26 +142,24 @@ async fn get(client: &reqwest::Client, endpoint: &str, key: &str, origin: Instan
 }
 
 /// A put; `None` if it was refused for sure.
-async fn put(client: &reqwest::Client, endpoint: &str, key: &str, value: &str, origin: Instant) -> Option<Operation> {
-    let called = origin.elapsed();
-    let (key, action) = (key.to_owned(), Action::Put(value.to_owned()));
-    let unknown = Operation { key, action, called, returned: None };
-    let request = client.put(format!("{endpoint}/v1/kv/{}", unknown.key)).header("quorate-timeout", "1s");
-    let answer = match request.body(value.to_owned()).timeout(DEADLINE + DEADLINE_SLACK).send().await {
-        Ok(answer) => answer,
-        Err(error) if error.is_connect() => return None,
-        Err(error) if error.is_timeout() => panic!("{endpoint} left a put without an answer"),
-        Err(_) => return Some(unknown),
-    };
-    let status = answer.status().as_u16();
-    let Ok(body) = answer.bytes().await else { return Some(unknown) };
-    if status == 200 || status == 201 {
-        return Some(Operation { returned: Some(origin.elapsed()), ..unknown });
-    }
-    let problem: Problem = serde_json::from_slice(&body).unwrap();
-    match (status, problem.outcome) {
-        (503, OutcomeKind::NotApplied) => None,
-        (504, OutcomeKind::Unknown) => Some(unknown),
-        _ => panic!("{endpoint} answered a put with {status} {problem:?}"),
+async fn put(
+    client: &reqwest::Client,
+    endpoint: &str,
+    key: String,
+    value: String,
+    origin: Instant,
+    desk: &Desk,
+) -> Option<Operation> {
+    let (sent, called) = (Instant::now(), origin.elapsed());
+    let answer = recorder::put(client, endpoint, &key, value.clone(), DEADLINE).await;
+    let unknown = Operation { key, action: Action::Put(value), called, returned: None };
+    match answer {
+        Answer::Done(_) => {
+            desk.acknowledged(sent);
+            Some(Operation { returned: Some(origin.elapsed()), ..unknown })
+        }
+        Answer::Unknown => Some(unknown),
+        Answer::Refused => None,
+        Answer::Odd(what) => panic!("{what}"),
     }
 }

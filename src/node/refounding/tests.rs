@@ -7,9 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::node::{Node, NodeConfig, StartError};
+use crate::raft::RaftConfig;
 use crate::raft::fixture::{Left, OLD, leave, member, snapshot};
-use crate::raft::{RaftConfig, Timers};
-use crate::state::StateConfig;
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
 
@@ -51,15 +50,7 @@ fn config(dir: &Path, name: &str) -> NodeConfig {
         member: Member { name: name.into(), ..Member::default() },
         origin: crate::node::Origin::Directory,
         policy: crate::node::MemberPolicy::default(),
-        raft: RaftConfig {
-            data_dir: dir.to_owned(),
-            timers: Timers::default(),
-            log: LogConfig::default(),
-            state: StateConfig::default(),
-            engine_cache_bytes: 1024 * 1024,
-            snapshot_log_bytes: u64::MAX,
-            catchup_bytes_per_second: 50 << 20,
-        },
+        raft: RaftConfig::small(dir),
         archive: crate::node::ArchiveConfig::default(),
     }
 }
@@ -98,6 +89,18 @@ async fn a_survivor_becomes_a_cluster_of_its_own_and_keeps_its_name() {
     // What was there is whole: it could be started, were its cluster still there.
     let aside = Directory::open(&dir.path().join("before-recovery-1")).unwrap();
     assert_eq!(aside.identity("n3").unwrap().unwrap().cluster, OLD);
+}
+
+/// One that was to leave, or to take the place of another, would be refused every change of the new cluster's members.
+#[tokio::test]
+async fn what_was_wished_for_a_survivor_in_the_old_cluster_is_over() {
+    for wish in [Wish::Leave, Wish::Vote { replaces: Some(NodeId::new(1)) }] {
+        let dir = stopped(3, Left::default()).await;
+        let mut survivor = survivor(dir.path()).await;
+        survivor.survey.members.iter_mut().for_each(|(_, member, _)| member.wish = wish);
+        let founded = survivor.refound(&founding()).await.unwrap();
+        assert_eq!(founded.founder.member, member(3));
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::raft::log_store::LogConfig;
-use crate::state::{Operation, Principal, StateConfig, Txn, TxnOp};
+use crate::state::{Operation, Principal, Txn, TxnOp};
 use crate::transport::memory::Network;
 use crate::transport::{BoxFuture, Channel};
 use crate::types::{Key, LeaseId, Revision, WallTime};
@@ -133,17 +133,14 @@ impl Cluster {
 
     fn config(&self, id: u64) -> RaftConfig {
         RaftConfig {
-            data_dir: self.dir.path().join(address(id)),
-            timers: super::super::config::Timers::default(),
             // Removed in whole files: they must be smaller than what makes a snapshot due.
             log: LogConfig {
                 chunk_bytes: (self.snapshot_log_bytes / 4).min(LogConfig::default().chunk_bytes),
                 ..LogConfig::default()
             },
-            state: StateConfig::default(),
-            engine_cache_bytes: 1024 * 1024,
             snapshot_log_bytes: self.snapshot_log_bytes,
             catchup_bytes_per_second: self.catchup_bytes_per_second,
+            ..RaftConfig::small(&self.dir.path().join(address(id)))
         }
     }
 

@@ -22,7 +22,7 @@ use crate::raft::log_store::LogConfig;
 use crate::raft::metrics::StateMetrics;
 use crate::raft::state_store::{StateAccess, StateStore};
 use crate::raft::types::{Entry, LeaderId, Payload, TypeConfig};
-use crate::raft::{Fatal, RaftConfig, RaftIdentity, RaftNode, Timers};
+use crate::raft::{Fatal, RaftConfig, RaftIdentity, RaftNode};
 use crate::state::{Batch, Command, Operation, Principal, Txn, TxnOp};
 use crate::storage::{Engine as _, Order, Scan, Write};
 use crate::telemetry::Metrics;
@@ -30,18 +30,6 @@ use crate::transport::memory::Network;
 use crate::types::{ClusterId, Key, LeaseId, NodeId, Revision, Term, WallTime};
 
 const CLUSTER: ClusterId = ClusterId::new(7);
-
-fn config(dir: &Path) -> RaftConfig {
-    RaftConfig {
-        data_dir: dir.to_owned(),
-        timers: Timers::default(),
-        log: LogConfig::default(),
-        state: StateConfig::default(),
-        engine_cache_bytes: 1024 * 1024,
-        snapshot_log_bytes: u64::MAX,
-        catchup_bytes_per_second: 50 * 1024 * 1024,
-    }
-}
 
 /// An open pair.
 struct Pair {
@@ -53,7 +41,7 @@ struct Pair {
 
 impl Pair {
     async fn open(dir: &Path) -> Result<Self, RecoveryError> {
-        let config = config(dir);
+        let config = RaftConfig::small(dir);
         let mut log = LogStore::open(&dir.join("log"), config.log).unwrap();
         let snapshots = Arc::new(SnapshotStore::open(&dir.join("snapshots"), CLUSTER).unwrap());
         let home = EngineHome::new(&dir.join("state"), config.engine_cache_bytes);
@@ -160,7 +148,7 @@ fn damage(file: &Path) {
 async fn open_node(dir: &Path) -> (Option<u64>, Revision, Option<u64>) {
     let transport = Arc::new(Network::new().endpoint("n1"));
     let identity = RaftIdentity { cluster: CLUSTER, me: NodeId::new(1), zone: String::new(), transport };
-    let node = RaftNode::open(&config(dir), identity, &Metrics::new(), Fatal::default()).await.unwrap();
+    let node = RaftNode::open(&RaftConfig::small(dir), identity, &Metrics::new(), Fatal::default()).await.unwrap();
     let applied = *node.applied().borrow();
     let last = node.log().last().map(|position| position.index.get());
     node.stop().await;

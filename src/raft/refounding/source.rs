@@ -187,16 +187,29 @@ fn open_member(
     let log = LogStore::open(&dir.join("log"), config)?;
     log.must_have_existed()?;
     let purged = log.purged();
-    let whole = snapshot_files(&dir.join("snapshots"))?.into_iter().filter_map(|path| {
-        // What can't be read may have an older one beside it that can.
-        SnapshotHandle::open(path, cluster).ok()
-    });
-    let mut candidates: Vec<SnapshotHandle> = whole.filter(|file| file.meta().position >= purged).collect();
+    let (mut candidates, mut passed_over) = (Vec::new(), None::<RefoundError>);
+    let mut pass_over = |error| passed_over = passed_over.take().filter(|other| !other.is_damage()).or(Some(error));
+    for path in snapshot_files(&dir.join("snapshots"))? {
+        match SnapshotHandle::open(path.clone(), cluster) {
+            Ok(file) if file.meta().position.is_some() && file.meta().position >= purged => candidates.push(file),
+            // Too old, or none of this member's.
+            Ok(_) | Err(SnapshotStoreError::OtherCluster { .. }) => {}
+            // What can't be read may have another one beside it that can.
+            Err(error) => pass_over(unusable(&path, error)),
+        }
+    }
     candidates.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
-    let snapshot = candidates.into_iter().find(|file| file.meta().position.is_some() && file.verify_again().is_ok());
-    match (&snapshot, purged) {
-        (None, Some(purged)) => Err(RefoundError::Unrecoverable { purged: purged.index.get() }),
-        _ => Ok((log, snapshot)),
+    for file in candidates {
+        match file.verify_again() {
+            Ok(()) => return Ok((log, Some(file))),
+            Err(error) => pass_over(unusable(file.path(), error.into())),
+        }
+    }
+    match (purged, passed_over) {
+        (None, _) => Ok((log, None)),
+        // Whole, perhaps, and only not to be read by this program or user: nothing to give this member up for.
+        (Some(_), Some(error)) if !error.is_damage() => Err(error),
+        (Some(purged), _) => Err(RefoundError::Unrecoverable { purged: purged.index.get() }),
     }
 }
 

@@ -13,8 +13,7 @@ use tempfile::TempDir;
 use self::fixture::{Left, OLD, TERM, VOTED, leave, log_id, member, put, snapshot};
 use super::*;
 use crate::clock;
-use crate::raft::{Fatal, LogConfig, OpenError, RaftConfig, RaftIdentity, RaftNode, Timers};
-use crate::state::StateConfig;
+use crate::raft::{Fatal, LogConfig, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
 use crate::types::Key;
@@ -46,18 +45,9 @@ async fn found(survey: &Survey, skipped: u64) -> (TempDir, Refounded) {
 }
 
 async fn open(dir: &Path, cluster: ClusterId) -> Result<RaftNode, OpenError> {
-    let config = RaftConfig {
-        data_dir: dir.to_owned(),
-        timers: Timers::default(),
-        log: LogConfig::default(),
-        state: StateConfig::default(),
-        engine_cache_bytes: 1024 * 1024,
-        snapshot_log_bytes: u64::MAX,
-        catchup_bytes_per_second: 50 << 20,
-    };
     let transport = Arc::new(Network::new().endpoint("n3"));
     let identity = RaftIdentity { cluster, me: NodeId::new(3), zone: String::new(), transport };
-    RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await
+    RaftNode::open(&RaftConfig::small(dir), identity, &Metrics::new(), Fatal::default()).await
 }
 
 /// The node serves by itself, has every key up to `last`, and takes writes.
@@ -202,6 +192,21 @@ async fn a_damaged_snapshot_is_passed_over_while_the_log_reaches_back() {
     damage(&dir.path().join("snapshots/2-8.snapshot"));
     let refused = look(dir.path()).await.unwrap_err();
     assert!(matches!(refused, RefoundError::Unrecoverable { purged: 5 }) && refused.is_damage(), "{refused}");
+}
+
+/// Who looks may lack the right to, or have an older program: that is no reason to give a survivor up.
+#[tokio::test]
+async fn a_snapshot_that_can_not_be_read_here_is_not_called_damaged() {
+    let dir = left(Left { snapshots: &[8], ..Left::default() }).await;
+    let file = dir.path().join("snapshots/2-8.snapshot");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let refused = look(dir.path()).await.unwrap_err();
+    assert!(matches!(refused, RefoundError::Io { .. }) && !refused.is_damage(), "{refused}");
+    // Where the log reaches back to its first entry, no snapshot is needed.
+    let dir = left(Left { snapshots: &[], purged: None, ..Left::default() }).await;
+    fs::create_dir_all(dir.path().join("snapshots/2-8.snapshot")).unwrap();
+    assert_eq!(look(dir.path()).await.unwrap().last.index.get(), 20);
 }
 
 #[tokio::test]

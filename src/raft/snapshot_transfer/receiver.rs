@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::TransferMetrics;
 use crate::raft::messages::{SnapshotOffer, SnapshotPart};
+use crate::types::LogPosition;
 
 /// The file is synced each time this many bytes were written: one sync at the end of a large file would hold up, for as
 /// long as it takes, whoever else syncs on that disk.
@@ -40,6 +41,10 @@ pub(in crate::raft) enum ReceiveError {
 pub(in crate::raft) struct Receiver {
     dir: PathBuf,
     current: Option<Incoming>,
+    /// The last entry that this node had when it started.
+    found: Option<LogPosition>,
+    /// Whether nothing lies in the folder that is not of the current one.
+    swept: bool,
     metrics: TransferMetrics,
 }
 
@@ -68,8 +73,28 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> io::Result<T>
 }
 
 impl Receiver {
-    pub(in crate::raft) fn new(dir: &Path, metrics: TransferMetrics) -> Self {
-        Self { dir: dir.to_owned(), current: None, metrics }
+    /// `found` is the last entry that this node had when it started.
+    pub(in crate::raft) fn new(dir: &Path, found: Option<LogPosition>, metrics: TransferMetrics) -> Self {
+        Self { dir: dir.to_owned(), current: None, found, swept: false, metrics }
+    }
+
+    /// Removes what nobody goes on with: what has come of a snapshot that ends no later than what is `applied` here. Of
+    /// files from an earlier life of this node nobody knows where they end; they go once the node follows the log, as one
+    /// that is to have a snapshot does not.
+    pub(in crate::raft) async fn remove_outdated(&mut self, applied: Option<LogPosition>) -> io::Result<()> {
+        let follows = applied > self.found;
+        let ends = self.current.as_ref().map(|current| current.offer.meta.last_log_id.map(LogPosition::from));
+        let outdated = ends.is_some_and(|ends| ends <= applied);
+        if outdated {
+            self.current = None;
+        }
+        if self.current.is_some() || !(outdated || (follows && !self.swept)) {
+            return Ok(());
+        }
+        // Tried once: what can't be removed only takes room.
+        self.swept = true;
+        let dir = self.dir.clone();
+        off_the_runtime(move || remove_others(&dir, "")).await
     }
 
     /// Begins a transfer, or goes on with one that was cut; returns how many bytes are there.
@@ -79,7 +104,7 @@ impl Receiver {
         {
             return Ok(current.received);
         }
-        self.current = None;
+        (self.current, self.swept) = (None, true);
         let (dir, name, file_bytes) = (self.dir.clone(), incoming_name(&offer), offer.file_bytes);
         let open = move || {
             remove_others(&dir, &name)?;
@@ -150,6 +175,7 @@ fn remove_others(dir: &Path, keep: &str) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(|name| is_incoming(name) && name != keep) {
+            tracing::info!(file = %entry.path().display(), "removing what is left of a snapshot that was on its way here");
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -162,7 +188,7 @@ mod tests {
 
     use super::*;
     use crate::raft::types::{SnapshotMeta, Vote};
-    use crate::types::{NodeId, Term};
+    use crate::types::{LogIndex, NodeId, Term};
 
     fn offer(bytes: &[u8], digest: u8) -> SnapshotOffer {
         SnapshotOffer {
@@ -179,7 +205,7 @@ mod tests {
     }
 
     fn receiver(dir: &Path) -> Receiver {
-        Receiver::new(dir, TransferMetrics::default())
+        Receiver::new(dir, None, TransferMetrics::default())
     }
 
     #[tokio::test]
@@ -233,7 +259,38 @@ mod tests {
         let mut receiver = receiver(dir.path());
         receiver.begin(offer(&[1; 10], 1)).await.unwrap();
         receiver.begin(offer(&[2; 10], 2)).await.unwrap();
-        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, [incoming_name(&offer(&[], 2)).as_str()]);
+        assert_eq!(names(dir.path()), [incoming_name(&offer(&[], 2))]);
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        std::fs::read_dir(dir).unwrap().map(name).collect()
+    }
+
+    #[tokio::test]
+    async fn what_nobody_goes_on_with_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |index| LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(index) };
+        let until = |index| {
+            let meta = SnapshotMeta { last_log_id: Some(at(index).into()), ..SnapshotMeta::default() };
+            SnapshotOffer { meta, ..offer(&[1; 10], 1) }
+        };
+        let left = || std::fs::write(dir.path().join("incoming-77.part"), "of an earlier life").unwrap();
+        left();
+        let mut receiver = receiver(dir.path());
+        receiver.found = Some(at(5));
+        receiver.remove_outdated(Some(at(5))).await.unwrap();
+        assert_eq!(names(dir.path()), ["incoming-77.part"], "it may be gone on with");
+        receiver.remove_outdated(Some(at(6))).await.unwrap();
+        assert_eq!(names(dir.path()), [""; 0]);
+
+        left();
+        assert_eq!(receiver.begin(until(9)).await.unwrap(), 0);
+        let coming = [incoming_name(&until(9))];
+        for (applied, there) in [(None, &coming[..]), (Some(at(8)), &coming[..]), (Some(at(9)), &[])] {
+            receiver.remove_outdated(applied).await.unwrap();
+            assert_eq!(names(dir.path()), there, "{applied:?}");
+        }
+        assert!(matches!(receiver.part(part(&[1; 10], 1, 0, 10)).await, Err(ReceiveError::NotAnnounced)));
     }
 }

@@ -188,15 +188,23 @@ impl<'a> Transfer<'a> {
         let mut received = progress(self.call(&Request::SnapshotBegin(self.offer.clone()), timeout).await?)?;
         self.begun();
         let part_bytes = self.outgoing.pace.part_bytes(self.peer.rtt()).min(self.part_bytes_max);
+        let mut ahead = None;
         while received < self.offer.file_bytes {
             if self.hold.as_ref().is_some_and(Hold::is_lost) {
                 return Err(SendError::Overtaken);
             }
-            let part = self.read(received, part_bytes).await?;
+            let part = match ahead.take().filter(|part: &SnapshotPart| part.offset == received) {
+                Some(part) => part,
+                None => self.read(received, part_bytes).await?,
+            };
             let waited = self.outgoing.pace.take(part.bytes.len()).await;
             self.outgoing.metrics.limited.inc_by(waited.as_secs_f64());
             self.count(&part);
-            let answer = self.call(&Request::SnapshotPart(part), PART_TIMEOUT).await;
+            // While this one is under way the next is read, and not sent: a cut costs one part.
+            let next = self.read(part.offset + part.bytes.len() as u64, part_bytes);
+            let request = Request::SnapshotPart(part);
+            let (answer, next) = tokio::join!(self.call(&request, PART_TIMEOUT), next);
+            ahead = Some(next?);
             if answer.is_err() && self.failed_at.replace(received) == Some(received) {
                 self.part_bytes_max = (part_bytes / 2).max(PART_BYTES_MIN);
             }

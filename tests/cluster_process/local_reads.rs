@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::far::{DELAY, RTT, median, settings};
 use crate::links::Links;
 use crate::membership::{await_members, cluster_of, order, votes};
-use crate::process::{Cluster, Member, PATIENCE, POLL, http};
+use crate::process::{Cluster, Member, PATIENCE, POLL, client_builder, http};
 
 /// Reads of each kind whose median counts.
 const SAMPLES: usize = 200;
@@ -75,7 +75,7 @@ async fn a_learner_far_away_serves_stale_and_bounded_reads_at_once() {
     set(&cluster.nodes[(learner + 1) % 4], "old").await;
     cluster.converged().await;
     read_until(node, "?consistency=bounded&max_staleness=2s", true, 200).await;
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = client_builder().build().unwrap();
     let get = |query: &str| {
         let (client, url) = (client.clone(), node.url(&format!("/v1/kv/register{query}")));
         move |_: usize| client.get(&url)

@@ -7,8 +7,6 @@
 
 pub mod catalogue;
 pub mod copy;
-#[cfg(test)]
-mod faults;
 pub mod layout;
 pub mod manifest;
 pub mod marker;
@@ -18,10 +16,13 @@ pub mod prune;
 pub mod replay;
 pub mod repository;
 pub mod retention;
-#[cfg(test)]
-mod sample;
 pub mod seal;
 pub mod segment;
 pub mod target;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 pub mod verify;
+
+#[cfg(test)]
+use tests::{faults, sample};

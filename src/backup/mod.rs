@@ -9,8 +9,6 @@ pub mod archiver;
 pub mod care;
 pub mod catalogue;
 pub mod copy;
-#[cfg(test)]
-mod faults;
 pub mod layout;
 mod log_object;
 pub mod manifest;
@@ -23,8 +21,6 @@ pub mod rebuild;
 pub mod replay;
 pub mod repository;
 pub mod retention;
-#[cfg(test)]
-mod sample;
 pub mod schedule;
 pub mod seal;
 pub mod segment;
@@ -35,3 +31,6 @@ pub mod target;
 pub(crate) mod tests;
 pub mod transfer;
 pub mod verify;
+
+#[cfg(test)]
+use tests::{faults, sample};

@@ -1,3 +1,6 @@
-//! What tests of restoring have in common, here and in `node`.
+//! What the tests of this room share, and those of restoring in `node`: a store that fails on request, made-up histories and
+//! their archives.
 
+pub(super) mod faults;
 pub(crate) mod history;
+pub(super) mod sample;

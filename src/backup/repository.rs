@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{
     GetOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
@@ -20,6 +20,13 @@ use crate::types::WallTime;
 /// Large objects are sent in parts of this size, in bytes: above the least that stores take, and small enough to be held a
 /// few times.
 pub const PART_BYTES: usize = 8 * 1024 * 1024;
+
+/// Larger objects are read in ranges of this size, in bytes. A request may take minutes at most (`target`), which a large
+/// snapshot on a slow line does not keep to.
+const RANGE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
+
+/// So many ranges of an object are read at a time.
+const RANGES_AHEAD: usize = 2;
 
 /// Why the store did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -261,10 +268,25 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn stream(&self, name: &str) -> Result<(u64, BoxStream<'static, Result<Bytes, StoreError>>), StoreError> {
-        let found = self.store.get_opts(&self.path(name), GetOptions::default()).await;
+        let path = self.path(name);
+        let found = self.store.get_opts(&path, GetOptions::default()).await;
         let found = found.map_err(|error| StoreError::of(name, &error))?;
         let (bytes, name) = (found.meta.size, name.to_owned());
-        Ok((bytes, found.into_stream().map_err(move |error| StoreError::of(&name, &error)).boxed()))
+        if bytes <= RANGE_BYTES {
+            return Ok((bytes, found.into_stream().map_err(move |error| StoreError::of(&name, &error)).boxed()));
+        }
+        // One request has a bounded time, whatever it asks for, and is begun anew if it breaks.
+        drop(found);
+        let begins = (0..bytes.div_ceil(RANGE_BYTES)).map(|at| at * RANGE_BYTES);
+        let store = Arc::clone(&self.store);
+        let ranges = begins.map(move |begin| {
+            let (store, path, name) = (Arc::clone(&store), path.clone(), name.clone());
+            async move {
+                let read = store.get_range(&path, begin..bytes.min(begin + RANGE_BYTES)).await;
+                read.map_err(|error| StoreError::of(&name, &error))
+            }
+        });
+        Ok((bytes, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
     }
 
     /// What a listing would tell of an object.
@@ -372,6 +394,8 @@ impl Upload {
 
 #[cfg(test)]
 mod tests {
+    use object_store::memory::InMemory;
+
     use super::*;
     use crate::backup::faults::{Fault, Faults};
 
@@ -430,5 +454,19 @@ mod tests {
         repository.delete("b/1").await.unwrap();
         repository.delete("b/1").await.unwrap();
         assert!(matches!(repository.head("b/1").await, Err(StoreError::Missing { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_large_object_is_read_in_ranges_each_in_a_request_of_its_own() {
+        let repository = Repository::new(Arc::new(InMemory::new()), Path::from("p"), "memory:///p");
+        for length in [1, RANGE_BYTES, RANGE_BYTES + 1, 5 * RANGE_BYTES - 1] {
+            let content: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let name = format!("object-{length}");
+            repository.create(&name, content.clone().into()).await.unwrap();
+            let (bytes, stream) = repository.stream(&name).await.unwrap();
+            let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
+            assert_eq!((bytes, pieces.len() as u64), (length, length.div_ceil(RANGE_BYTES)));
+            assert!(pieces.concat() == content);
+        }
     }
 }

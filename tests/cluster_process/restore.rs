@@ -283,6 +283,21 @@ async fn a_restore_that_is_killed_again_and_again_ends_in_one_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saved_snapshot_file_is_restored_by_the_same_command() {
+    let left = lost().await;
+    let mut node = left.first("restored");
+    let file = left.cluster.dir.path().join("full.snapshot");
+    let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["restore", "--output", "json", "--yes", "--from"]).arg(file).arg("--data-dir").arg(&node.dir);
+    let output = command.args(["--name", "n1", "--peer-addr", &node.peer_addr]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    node.start();
+    node.ready().await;
+    left.kept.check_on(&node).await;
+    assert_eq!(value(&node, 1, "first").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subtree_comes_into_a_running_cluster_as_one_transaction() {
     let left = lost().await;
     let running = Cluster::start(&Settings::default()).await;

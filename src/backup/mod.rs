@@ -8,8 +8,6 @@
 pub mod archiver;
 pub mod catalogue;
 pub mod copy;
-#[cfg(test)]
-mod faults;
 pub mod layout;
 mod log_object;
 pub mod manifest;
@@ -20,12 +18,15 @@ pub mod prune;
 pub mod replay;
 pub mod repository;
 pub mod retention;
-#[cfg(test)]
-mod sample;
 pub mod schedule;
 pub mod seal;
 pub mod segment;
 pub mod settings;
 pub mod target;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 pub mod verify;
+
+#[cfg(test)]
+use tests::{faults, sample};

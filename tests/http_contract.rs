@@ -799,3 +799,27 @@ async fn without_a_quorum_the_answer_comes_in_time_and_says_what_it_means() {
     let bounded = "/v1/kv/k?consistency=bounded&max_staleness=1ms";
     http.refused(&Refused { headers: local, ..refused("GET", bounded, 503, "stale_beyond_bound") }).await;
 }
+
+#[tokio::test]
+async fn without_a_place_for_backups_that_is_told_and_nothing_is_promised() {
+    let node = support::single_node().await;
+    let http = Http::new(&node.url);
+    assert_eq!(http.get("/v1/backups").await.json::<Value>().await.unwrap(), json!({"backups": []}));
+    assert_eq!(http.get("/v1/alarms").await.json::<Value>().await.unwrap(), json!({"alarms": [], "silent": []}));
+    let before = http.revision().await;
+    for case in [
+        refused("GET", "/v1/backups/main", 404, "backup_not_found"),
+        refused("POST", "/v1/backups/main/run", 404, "backup_not_found"),
+        refused("PUT", "/v1/kv/k?durability=offsite", 409, "conflict"),
+        refused("DELETE", "/v1/kv/k?durability=offsite", 409, "conflict"),
+        refused("DELETE", "/v1/kv?prefix=&durability=offsite", 409, "conflict"),
+        refused("PUT", "/v1/kv/k?durability=sure", 400, "bad_request"),
+        refused("GET", "/v1/kv/k?durability=offsite", 400, "bad_request"),
+    ] {
+        http.refused(&case).await;
+    }
+    let txn = json!({"success": [{"put": {"key": "k", "value": "v"}}]}).to_string();
+    http.refused(&Refused { body: txn, ..refused("POST", "/v1/txn?durability=offsite", 409, "conflict") }).await;
+    assert_eq!(http.revision().await, before, "nothing was changed");
+    assert_eq!(http.send("PUT", "/v1/kv/k?durability=quorum", &[], "v").await.status(), 201);
+}

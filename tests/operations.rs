@@ -18,8 +18,8 @@ use crate::http::Http;
 
 const DOCUMENT: &str = include_str!("../docs/operations.md");
 
-/// Told only behind more than a small test does: a log that was purged.
-const SELDOM: &[&str] = &["quorate_raft_purged_index"];
+/// Told only behind more than a small test does: a log that was purged, a place for backups.
+const SELDOM: &[&str] = &["quorate_raft_purged_index", "quorate_backup_exposure_seconds"];
 
 /// The first cells of the rows of the table under this heading cell, without their quotes.
 fn first_cells(heading: &str) -> BTreeSet<String> {

@@ -218,7 +218,7 @@ async fn everything_acknowledged_is_in_the_encrypted_archive_and_small_objects_b
     let more = format!("recipients = ['{public}']\nmerge_interval = '2s'\nflush_interval = '200ms'");
     let archived = Archived::start(&more, &[]).await;
     let mut load = Load::start(&archived.cluster.endpoints(), 4);
-    load.acknowledged(2_000).await;
+    load.acknowledged(400).await;
     archived.until("objects are merged", |info| info.archived_index > Some(0) && info.objects > 2).await;
     sleep(Duration::from_secs(12)).await;
     let told = load.stop().await;

@@ -7,8 +7,6 @@
 
 pub mod catalogue;
 pub mod copy;
-#[cfg(test)]
-mod faults;
 pub mod layout;
 pub mod manifest;
 pub mod marker;
@@ -20,8 +18,6 @@ pub mod rebuild;
 pub mod replay;
 pub mod repository;
 pub mod retention;
-#[cfg(test)]
-mod sample;
 pub mod seal;
 pub mod segment;
 pub mod stage;
@@ -30,3 +26,6 @@ pub mod target;
 pub(crate) mod tests;
 pub mod transfer;
 pub mod verify;
+
+#[cfg(test)]
+use tests::{faults, sample};

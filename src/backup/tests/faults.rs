@@ -18,7 +18,7 @@ use object_store::{
 };
 use parking_lot::Mutex;
 
-use super::repository::Repository;
+use crate::backup::repository::Repository;
 
 /// What goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]

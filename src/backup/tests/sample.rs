@@ -11,39 +11,39 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
 
-use super::catalogue::Catalogue;
-use super::layout::REPOSITORY;
-use super::marker;
-use super::repository::Repository;
-use super::seal::Recipients;
-use super::segment::StateMark;
-use super::transfer::{store_entries, store_snapshot};
+use crate::backup::catalogue::Catalogue;
+use crate::backup::layout::REPOSITORY;
+use crate::backup::marker;
+use crate::backup::repository::Repository;
+use crate::backup::seal::Recipients;
+use crate::backup::segment::StateMark;
+use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp};
 use crate::storage::MemoryEngine;
 use crate::types::{ClusterId, Key, KeyRange, LeaseId, LogIndex, LogPosition, NodeId, Selector, Term, WallTime};
 
-pub(super) const CLUSTER: ClusterId = ClusterId::new(7);
+pub(crate) const CLUSTER: ClusterId = ClusterId::new(7);
 
 /// When the first command was proposed, in milliseconds since the epoch; each entry is a second later.
-pub(super) const BEGAN: u64 = 1_700_000_000_000;
+pub(crate) const BEGAN: u64 = 1_700_000_000_000;
 
-pub(super) struct Sample {
+pub(crate) struct Sample {
     random: StdRng,
     machine: StateMachine,
-    pub(super) entries: Vec<LogEntry>,
+    pub(crate) entries: Vec<LogEntry>,
     /// Behind each entry.
-    pub(super) marks: Vec<StateMark>,
-    pub(super) folder: TempDir,
+    pub(crate) marks: Vec<StateMark>,
+    pub(crate) folder: TempDir,
 }
 
-pub(super) fn position(index: u64) -> LogPosition {
+pub(crate) fn position(index: u64) -> LogPosition {
     LogPosition { term: Term::new(1 + index / 50), leader: NodeId::new(1), index: LogIndex::new(index) }
 }
 
 impl Sample {
     /// A history of so many entries.
-    pub(super) fn new(number: u64, entries: u64) -> Self {
+    pub(crate) fn new(number: u64, entries: u64) -> Self {
         let machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();
         let mut sample = Self {
             random: StdRng::seed_from_u64(number),
@@ -57,7 +57,7 @@ impl Sample {
     }
 
     /// Makes it longer.
-    pub(super) fn grow(&mut self, entries: u64) {
+    pub(crate) fn grow(&mut self, entries: u64) {
         for _ in 0..entries {
             let position = position(self.entries.len() as u64);
             let content = self.content(position.index.get());
@@ -111,12 +111,12 @@ impl Sample {
     }
 
     /// The last index.
-    pub(super) fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.entries.len() as u64 - 1
     }
 
     /// A snapshot file of the state as it is now.
-    pub(super) fn snapshot(&self) -> (PathBuf, SnapshotMeta) {
+    pub(crate) fn snapshot(&self) -> (PathBuf, SnapshotMeta) {
         let pinned = self.machine.pin();
         let applied = pinned.applied();
         let meta = SnapshotMeta {
@@ -134,7 +134,7 @@ impl Sample {
     }
 
     /// Entries `range`, as an object that belongs to the archive.
-    pub(super) async fn archive_log(&self, archive: &mut Archive, range: RangeInclusive<u64>) -> String {
+    pub(crate) async fn archive_log(&self, archive: &mut Archive, range: RangeInclusive<u64>) -> String {
         let (first, last) = (*range.start() as usize, *range.end() as usize);
         let previous = first.checked_sub(1).map(|index| self.entries[index].position);
         let (entries, mark) = (self.entries[first..=last].to_vec(), Some(self.marks[last]));
@@ -146,7 +146,7 @@ impl Sample {
     }
 
     /// The state as it is now, as an object that belongs to the archive.
-    pub(super) async fn archive_full(&self, archive: &mut Archive) -> String {
+    pub(crate) async fn archive_full(&self, archive: &mut Archive) -> String {
         let (path, meta) = self.snapshot();
         let object = store_snapshot(&archive.repository, &path, &meta, &archive.recipients, async |_| {});
         let object = object.await.unwrap();
@@ -157,20 +157,20 @@ impl Sample {
 }
 
 /// An archive that is being filled.
-pub(super) struct Archive {
-    pub(super) repository: Repository,
-    pub(super) catalogue: Catalogue,
-    pub(super) recipients: Recipients,
+pub(crate) struct Archive {
+    pub(crate) repository: Repository,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) recipients: Recipients,
 }
 
 impl Archive {
-    pub(super) async fn new(repository: Repository, recipients: Recipients) -> Self {
+    pub(crate) async fn new(repository: Repository, recipients: Recipients) -> Self {
         repository.create(REPOSITORY, marker::content()).await.unwrap();
         Self { repository, catalogue: Catalogue::empty(CLUSTER), recipients }
     }
 
     /// A snapshot, forty entries in pieces of ten, and another snapshot.
-    pub(super) async fn filled(repository: Repository, recipients: Recipients) -> (Self, Sample) {
+    pub(crate) async fn filled(repository: Repository, recipients: Recipients) -> (Self, Sample) {
         let (mut archive, mut sample) = (Self::new(repository, recipients).await, Sample::new(1, 30));
         sample.archive_full(&mut archive).await;
         for _ in 0..4 {

@@ -4,7 +4,6 @@
 //! is not there is not made. Leaves out: what is done with it.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,10 +19,8 @@ use crate::backup::seal::{Identities, OpenError};
 use crate::backup::stage::StageError;
 use crate::backup::target;
 use crate::backup::transfer::FetchError;
+use crate::config::credentials;
 use crate::types::{ClusterId, WallTime};
-
-/// A file of settings is read no further than this, in bytes.
-const SETTINGS_BYTES_MAX: u64 = 64 * 1024;
 
 /// How a store is reached, beside its URL.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,22 +80,7 @@ impl StoreArgs {
     fn options(&self) -> Result<BTreeMap<String, String>, Failure> {
         let mut options = BTreeMap::new();
         if let Some(path) = &self.credentials_file {
-            let name = path.display();
-            let mut text = String::new();
-            let read =
-                std::fs::File::open(path).and_then(|file| file.take(SETTINGS_BYTES_MAX).read_to_string(&mut text));
-            read.map_err(|error| Failure::usage(format!("can't read {name}: {error}")))?;
-            for (line, content) in (1..).zip(text.lines().map(str::trim)) {
-                if content.is_empty() || content.starts_with('#') {
-                    continue;
-                }
-                // What stands there may be a secret, so it is not repeated.
-                let (key, value) = content
-                    .split_once('=')
-                    .ok_or_else(|| Failure::usage(format!("{name}:{line}: that is not NAME=VALUE")))?;
-                let key = key.trim_start_matches("export ").trim().to_ascii_lowercase();
-                options.insert(key, value.trim().trim_matches('"').to_owned());
-            }
+            options.extend(credentials(path).map_err(Failure::usage)?);
         }
         for option in &self.store_option {
             let (key, value) = option

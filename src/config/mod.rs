@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub(crate) use backup::credentials;
 pub use backup::{BackupSettings, Data, Direction, StoreOptions};
 pub use settings::Settings;
 pub use values::{

@@ -6,6 +6,7 @@
 //! when another node takes over or this one restarts; nothing is pruned unless [`Care::keep`] says what is kept. Leaves out:
 //! drills, which start a cluster (`cli`), and alarms (`node`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ use crate::types::{ClusterId, WallTime};
 
 /// How often proofs are looked at, and what is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// So many of the newest proofs are looked at.
+const PROOFS_MAX: usize = 64;
 
 /// What is done, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,11 +50,14 @@ pub struct Care {
 pub struct Health {
     /// When the repository was made.
     pub since: WallTime,
-    /// The end of the last verification without a finding.
+    /// The end of the last verification without damage, however deep.
     pub verified: Option<WallTime>,
+    /// The end of the last one that read everything.
+    pub read: Option<WallTime>,
     /// The end of the last drill that passed.
     pub drilled: Option<WallTime>,
-    /// What the last verification or drill found, if it did not pass, and when.
+    /// What the last verification or drill found that did not pass, and when, unless a verification as deep has passed since.
+    /// What a drill finds, one of level 4 alone can settle: another drill restores another point.
     pub failed: Option<(WallTime, String)>,
 }
 
@@ -101,10 +108,9 @@ pub struct Caretaker {
 impl Caretaker {
     /// Works for ever; what takes long is begun only while `active` says so. Can be dropped at any point.
     pub async fn run(self, active: watch::Receiver<bool>) {
-        let mut pruned = clock::wall();
-        let began = pruned;
+        let mut known = Known::since(clock::wall());
         loop {
-            if let Err(error) = self.look(&active, began, &mut pruned).await
+            if let Err(error) = self.look(&active, &mut known).await
                 && !error.is_early()
             {
                 let at = layout::cluster_name(self.cluster);
@@ -114,50 +120,82 @@ impl Caretaker {
         }
     }
 
-    async fn look(
-        &self,
-        active: &watch::Receiver<bool>,
-        began: WallTime,
-        pruned: &mut WallTime,
-    ) -> Result<(), CareError> {
-        let told = self.read().await?;
+    async fn look(&self, active: &watch::Receiver<bool>, known: &mut Known) -> Result<(), CareError> {
+        let told = self.read(known).await?;
         if !*active.borrow() {
             return Ok(());
         }
         let now = clock::wall();
-        let last = told.iter().rfind(|told| told.kind == ProofKind::Verify).map_or(began, |told| told.at);
-        if is_due(&self.care.verify, last, now) {
+        let pruned = match self.care.keep.as_ref().filter(|_| is_due(&self.care.prune, known.pruned, now)) {
+            Some(keep) => {
+                known.pruned = now;
+                self.prune(keep, now).await
+            }
+            None => Ok(()),
+        };
+        let last = told.iter().rfind(|told| told.kind == ProofKind::Verify).map_or(known.verified, |told| told.at);
+        // One that could not be finished waits for the next time, too: at level 3 and above it is dear.
+        if is_due(&self.care.verify, last.max(known.verified), now) {
+            known.verified = now;
             self.verify().await?;
-            self.read().await?;
+            self.read(known).await?;
         }
-        if let Some(keep) = self.care.keep.as_ref().filter(|_| is_due(&self.care.prune, *pruned, now)) {
-            *pruned = now;
-            let how = How { keep, grace: prune::GRACE, by: &self.author, dry_run: false };
-            let done = prune::run(&self.repository, self.cluster, how, now).await?;
-            let (dropped, deleted) = (done.plan.drops.len(), done.deleted.len());
-            tracing::info!(url = self.repository.url(), dropped, deleted, "an archive was pruned");
-        }
+        pruned
+    }
+
+    async fn prune(&self, keep: &Keep, now: WallTime) -> Result<(), CareError> {
+        let how = How { keep, grace: prune::GRACE, by: &self.author, dry_run: false };
+        let done = prune::run(&self.repository, self.cluster, how, now).await?;
+        let (dropped, deleted) = (done.plan.drops.len(), done.deleted.len());
+        tracing::info!(url = self.repository.url(), dropped, deleted, "an archive was pruned");
         Ok(())
     }
 
     /// Reads the proofs and tells what they say.
-    async fn read(&self) -> Result<Vec<Told>, CareError> {
+    async fn read(&self, known: &mut Known) -> Result<Vec<Told>, CareError> {
         let told = proof::list(&self.repository, self.cluster).await?;
         let since = self.repository.head(layout::REPOSITORY).await?.stored_at;
-        let passed = |kind| told.iter().rfind(|told| told.kind == kind && told.passed).map(|told| told.at);
-        let newest = |kind| told.iter().rfind(|told| told.kind == kind);
-        let failed = [newest(ProofKind::Verify), newest(ProofKind::Drill)].into_iter().flatten();
-        let failed = match failed.filter(|told| !told.passed).max_by_key(|told| told.at) {
-            Some(failed) => {
-                let proof = proof::read(&self.repository, &failed.name).await?;
-                let finding = proof.and_then(|proof| proof.findings.into_iter().next()).unwrap_or_default();
-                Some((failed.at, format!("{}: {finding}", failed.kind.name())))
+        let mut health = Health { since, ..Health::default() };
+        // The deepest check that passed behind the proof that is looked at.
+        let mut passed = 0;
+        let of_kind = |told: &&Told| told.kind != ProofKind::Prune;
+        for told in told.iter().rev().filter(of_kind).take(PROOFS_MAX) {
+            let level = self.level(told, known).await?;
+            match (told.kind, told.passed) {
+                (ProofKind::Drill, true) => health.drilled = health.drilled.max(Some(told.at)),
+                (_, true) => {
+                    passed = passed.max(level);
+                    health.verified = health.verified.max(Some(told.at));
+                    if level >= Level::Content.number() {
+                        health.read = health.read.max(Some(told.at));
+                    }
+                }
+                // A shallower check that passed says nothing of what a deeper one found.
+                (_, false) if health.failed.is_none() && passed < level => {
+                    let proof = proof::read(&self.repository, &told.name).await?;
+                    let finding = proof.and_then(|proof| proof.findings.into_iter().next()).unwrap_or_default();
+                    health.failed = Some((told.at, format!("{}: {finding}", told.kind.name())));
+                }
+                (_, false) => {}
             }
-            None => None,
-        };
-        let health = Health { since, verified: passed(ProofKind::Verify), drilled: passed(ProofKind::Drill), failed };
+        }
+        known.levels.retain(|name, _| told.iter().any(|told| told.name == *name));
         self.health.send_replace(Some(health));
         Ok(told)
+    }
+
+    /// How deep what a proof tells of went. A drill reads and replays what it restores.
+    async fn level(&self, told: &Told, known: &mut Known) -> Result<u8, CareError> {
+        if told.kind == ProofKind::Drill {
+            return Ok(Level::Replay.number());
+        }
+        if let Some(level) = known.levels.get(&told.name) {
+            return Ok(*level);
+        }
+        let proof = proof::read(&self.repository, &told.name).await?;
+        let level = proof.and_then(|proof| proof.level).unwrap_or(Level::Exist.number());
+        known.levels.insert(told.name.clone(), level);
+        Ok(level)
     }
 
     async fn verify(&self) -> Result<(), CareError> {
@@ -178,6 +216,23 @@ impl Caretaker {
             tracing::error!(url = self.repository.url(), findings = ?proof.findings, "an archive is damaged");
         }
         Ok(())
+    }
+}
+
+/// What a caretaker remembers.
+#[derive(Debug)]
+struct Known {
+    /// When verifying was begun last.
+    verified: WallTime,
+    /// When pruning was.
+    pruned: WallTime,
+    /// How deep verifications went, by the name of their proof.
+    levels: BTreeMap<String, u8>,
+}
+
+impl Known {
+    fn since(now: WallTime) -> Self {
+        Self { verified: now, pruned: now, levels: BTreeMap::new() }
     }
 }
 
@@ -234,14 +289,15 @@ mod tests {
     async fn the_node_that_archives_verifies_and_the_others_hear_of_it() {
         let mut archive = archive().await;
         let (caretaker, _dir) = caretaker(&archive.repository, None);
-        let (active, mut pruned) = (watch::Sender::new(false), WallTime::ZERO);
+        let (active, mut known) = (watch::Sender::new(false), Known::since(WallTime::ZERO));
         let before = names(&archive);
-        caretaker.look(&active.subscribe(), WallTime::ZERO, &mut pruned).await.unwrap();
+        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
         assert_eq!(caretaker.health.borrow().as_ref().unwrap().verified, None, "another node archives");
         active.send_replace(true);
-        caretaker.look(&active.subscribe(), WallTime::ZERO, &mut pruned).await.unwrap();
+        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
         let health = caretaker.health.borrow().clone().unwrap();
-        assert!(health.verified.is_some() && health.failed.is_none() && health.drilled.is_none(), "{health:?}");
+        assert!(health.verified.is_some() && health.read.is_some(), "{health:?}");
+        assert!(health.failed.is_none() && health.drilled.is_none(), "{health:?}");
         let proof = proof::newest(&archive.repository, CLUSTER, ProofKind::Verify, true).await.unwrap().unwrap();
         assert_eq!((proof.level, proof.by.as_str()), (Some(4), "n1"));
         assert!(!caretaker.scratch.exists());
@@ -256,14 +312,14 @@ mod tests {
         let (caretaker, _dir) = caretaker(&archive.repository, Some(none));
         let active = watch::Sender::new(false);
         let before = names(&archive);
-        caretaker.look(&active.subscribe(), WallTime::ZERO, &mut WallTime::ZERO.clone()).await.unwrap();
+        caretaker.look(&active.subscribe(), &mut Known::since(WallTime::ZERO)).await.unwrap();
         assert_eq!(reread(&mut archive).await, before);
         active.send_replace(true);
-        let mut pruned = WallTime::ZERO;
-        caretaker.look(&active.subscribe(), WallTime::ZERO, &mut pruned).await.unwrap();
+        let mut known = Known::since(WallTime::ZERO);
+        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
         let after = reread(&mut archive).await;
         assert!(after.len() < before.len() && archive.catalogue.fulls().len() == 1, "{after:?}");
-        assert!(pruned > WallTime::ZERO);
+        assert!(known.pruned > WallTime::ZERO);
     }
 
     #[tokio::test]
@@ -274,12 +330,23 @@ mod tests {
         archive.repository.delete(&victim).await.unwrap();
         let (caretaker, _dir) = caretaker(&archive.repository, None);
         let active = watch::Sender::new(true);
-        caretaker.look(&active.subscribe(), WallTime::ZERO, &mut WallTime::ZERO.clone()).await.unwrap();
+        caretaker.look(&active.subscribe(), &mut Known::since(WallTime::ZERO)).await.unwrap();
         let failed = caretaker.health.borrow().clone().unwrap().failed.unwrap().1;
         assert!(failed.starts_with("verify: ") && failed.contains(&victim), "{failed}");
         archive.repository.create(&victim, kept).await.unwrap();
+        let mut known = Known::since(WallTime::ZERO);
+        let shallow = Care { level: Level::Chain, ..caretaker.care.clone() };
+        let shallow = Caretaker { care: shallow, health: caretaker.health.clone(), ..caretaker_like(&caretaker) };
+        shallow.verify().await.unwrap();
+        shallow.read(&mut known).await.unwrap();
+        assert!(shallow.health.borrow().clone().unwrap().failed.is_some(), "a shallower look settles nothing");
         caretaker.verify().await.unwrap();
-        caretaker.read().await.unwrap();
-        assert_eq!(caretaker.health.borrow().clone().unwrap().failed, None);
+        caretaker.read(&mut known).await.unwrap();
+        let health = caretaker.health.borrow().clone().unwrap();
+        assert!(health.failed.is_none() && health.read == health.verified, "{health:?}");
+    }
+
+    fn caretaker_like(other: &Caretaker) -> Caretaker {
+        caretaker(&other.repository, None).0
     }
 }

@@ -76,9 +76,29 @@ pub enum CatalogueError {
         /// Its number.
         seq: u64,
     },
+    /// What belonged to the archive is not there any more, or other than it was.
+    #[error(
+        "{name} is missing or another one: the archive was emptied or replaced while it was in use; what was archived \
+         before is not counted on any more"
+    )]
+    Replaced {
+        /// Which object, or what else.
+        name: String,
+    },
     /// Somebody else has appended first; what that was is known now.
     #[error("another writer has continued the chain")]
     Overtaken,
+}
+
+impl CatalogueError {
+    /// Whether what was archived may be lost, wholly or in part; trying again won't bring it back.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Gap { .. } | Self::Unlinked { .. } | Self::Unequal { .. } | Self::Replaced { .. } => true,
+            Self::Store(_) | Self::Manifest { .. } | Self::Overtaken => false,
+        }
+    }
 }
 
 impl Catalogue {
@@ -118,18 +138,32 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// Reads what was appended meanwhile; tells how many manifests that were.
+    /// Reads what was appended meanwhile; tells how many manifests that were. The last manifest that was known is read
+    /// again, and must be the same, unless it was pruned behind a later one that lists all.
     ///
     /// # Errors
     /// [`CatalogueError`]; what was read before an error stays.
     pub async fn refresh(&mut self, repository: &Repository) -> Result<usize, CatalogueError> {
-        let seqs = seqs(repository, self.cluster, self.head.map(|head| head.seq)).await?;
-        if seqs.first().is_some_and(|first| *first != self.head.map_or(0, |head| head.seq) + 1) {
-            // What came in between was pruned, as it may be behind a manifest that lists all.
-            *self = Self::read(repository, self.cluster).await?;
-            return Ok(seqs.len());
+        let (known, layout) = (self.head, Layout::new(self.cluster));
+        // From the one before on, so that the last one known is among them.
+        let seqs = seqs(repository, self.cluster, known.map(|head| head.seq.saturating_sub(1))).await?;
+        let replaced = |seq: u64| CatalogueError::Replaced { name: layout.manifest(seq) };
+        match (known, seqs.first()) {
+            (Some(head), None) => return Err(replaced(head.seq)),
+            (None, None) => return Ok(0),
+            (_, Some(first)) if *first != known.map_or(1, |head| head.seq) => {
+                // What came in between was pruned, as it may be behind a manifest that lists all.
+                *self = Self::read(repository, self.cluster).await?;
+                return Ok(seqs.len());
+            }
+            _ => {}
         }
-        let read = read_all(repository, self.cluster, seqs).await?;
+        let mut read = read_all(repository, self.cluster, seqs).await?.into_iter();
+        if let Some(head) = known
+            && read.next().is_none_or(|(_, sha)| sha != head.sha256)
+        {
+            return Err(replaced(head.seq));
+        }
         let count = read.len();
         for (manifest, sha) in read {
             self.link(manifest, sha)?;
@@ -419,6 +453,31 @@ mod tests {
         repository.create(&name, other.into()).await.unwrap();
         let error = Catalogue::read(&repository, CLUSTER).await.unwrap_err();
         assert!(matches!(error, CatalogueError::Unlinked { seq: 4 }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_was_emptied_or_replaced_is_noticed_by_who_knew_it() {
+        let repository = repository();
+        let mut catalogue = Catalogue::empty(CLUSTER);
+        for at in 0..3 {
+            catalogue.append(&repository, "n1", vec![object(Kind::Full, None, at)], vec![]).await.unwrap();
+        }
+        assert_eq!(catalogue.refresh(&repository).await.unwrap(), 0);
+        for seq in 1..=3 {
+            repository.delete(&Layout::new(CLUSTER).manifest(seq)).await.unwrap();
+        }
+        let is_replaced = |error: &CatalogueError| matches!(error, CatalogueError::Replaced { .. }) && error.is_loss();
+        let error = catalogue.clone().refresh(&repository).await.unwrap_err();
+        assert!(is_replaced(&error), "{error}");
+        // Another archive in its place, which is longer.
+        let mut other = Catalogue::empty(CLUSTER);
+        for at in 10..15 {
+            other.append(&repository, "n1", vec![object(Kind::Full, None, at)], vec![]).await.unwrap();
+        }
+        let error = catalogue.clone().refresh(&repository).await.unwrap_err();
+        assert!(is_replaced(&error), "{error}");
+        let error = catalogue.append(&repository, "n1", vec![object(Kind::Full, None, 4)], vec![]).await.unwrap_err();
+        assert!(is_replaced(&error), "{error}");
     }
 
     #[test]

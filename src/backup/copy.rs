@@ -67,12 +67,18 @@ pub enum CopyError {
         /// Which was asked for.
         cluster: String,
     },
-    /// A chain can't be read or continued.
+    /// The chain of what is to be copied can't be read.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
-    /// A store refused.
+    /// The chain of the copy can't be read or continued.
+    #[error(transparent)]
+    TargetCatalogue(CatalogueError),
+    /// The store to copy from refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store to copy to refused.
+    #[error(transparent)]
+    TargetStore(StoreError),
     /// An object can't be fetched or opened.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -100,14 +106,15 @@ pub async fn copy(
     }
     probe::probe(to).await?;
     let source = Catalogue::read(from, cluster).await?;
-    let mut target = Catalogue::read(to, cluster).await?;
+    let mut target = Catalogue::read(to, cluster).await.map_err(CopyError::TargetCatalogue)?;
     let present: BTreeSet<Identity> = target.objects().map(Identity::of).collect();
     let mut missing: Vec<&Object> =
         source.objects().filter(|object| !present.contains(&Identity::of(object))).collect();
     // So that whatever an interruption leaves can be restored: snapshots before the log behind them.
     missing.sort_by_key(|object| (object.last.index, object.kind == Kind::Log));
     let mut done = Copied { present: present.len() as u64, ..Copied::default() };
-    let bytes_total = missing.iter().map(|object| object.bytes).sum();
+    // The numbers of manifests are anybody's.
+    let bytes_total = missing.iter().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
     for batch in missing.chunks(OBJECTS_A_MANIFEST) {
         let mut adds = Vec::with_capacity(batch.len());
         for object in batch {
@@ -163,10 +170,10 @@ async fn append(
         match target.append(to, by, adds.clone(), drops).await {
             Ok(()) => return Ok(()),
             Err(CatalogueError::Overtaken) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(CopyError::TargetCatalogue(error)),
         }
     }
-    Err(CatalogueError::Overtaken.into())
+    Err(CopyError::TargetCatalogue(CatalogueError::Overtaken))
 }
 
 /// Copies an object byte for byte.
@@ -178,43 +185,48 @@ async fn as_it_is(from: &Repository, to: &Repository, object: &Object) -> Result
             return Err(damaged("its SHA-256 is not that of the manifest".into()).into());
         }
         // The same bytes again are no error: an earlier copy got no further than this.
-        to.create(&object.name, content).await?;
+        to.create(&object.name, content).await.map_err(CopyError::TargetStore)?;
         return Ok(object.clone());
     }
     match to.head(&object.name).await {
-        Ok(_) if sha_of(to, &object.name).await? == object.sha256 => return Ok(object.clone()),
-        Ok(_) => return Err(StoreError::Exists { name: object.name.clone() }.into()),
+        Ok(_) => {
+            let sha = sha_of(to, &object.name).await.map_err(CopyError::TargetStore)?;
+            if sha == object.sha256 {
+                return Ok(object.clone());
+            }
+            return Err(CopyError::TargetStore(StoreError::Exists { name: object.name.clone() }));
+        }
         Err(StoreError::Missing { .. }) => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(CopyError::TargetStore(error)),
     }
     let (_, mut stream) = from.stream(&object.name).await?;
-    let (mut upload, mut part, mut hash, mut bytes) =
-        (to.upload(&object.name).await?, BytesMut::new(), Sha256::new(), 0_u64);
+    let mut upload = to.upload(&object.name).await.map_err(CopyError::TargetStore)?;
+    let (mut part, mut hash, mut bytes) = (BytesMut::new(), Sha256::new(), 0_u64);
     let copied = async {
         while let Some(piece) = stream.try_next().await? {
             hash.update(&piece);
             bytes += piece.len() as u64;
             part.extend_from_slice(&piece);
             while part.len() >= PART_BYTES {
-                upload.part(part.split_to(PART_BYTES).freeze()).await?;
+                upload.part(part.split_to(PART_BYTES).freeze()).await.map_err(CopyError::TargetStore)?;
             }
         }
         if !part.is_empty() {
-            upload.part(part.split().freeze()).await?;
+            upload.part(part.split().freeze()).await.map_err(CopyError::TargetStore)?;
         }
-        Ok::<(), StoreError>(())
+        Ok::<(), CopyError>(())
     };
     let copied = copied.await;
     let whole = Sha(hash.finalize().into()) == object.sha256 && bytes == object.bytes;
     match copied {
-        Ok(()) if whole => upload.complete().await?,
+        Ok(()) if whole => upload.complete().await.map_err(CopyError::TargetStore)?,
         Ok(()) => {
             upload.abort().await;
             return Err(damaged("its SHA-256 is not that of the manifest".into()).into());
         }
         Err(error) => {
             upload.abort().await;
-            return Err(error.into());
+            return Err(error);
         }
     }
     Ok(object.clone())

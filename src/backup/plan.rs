@@ -108,7 +108,7 @@ pub enum PlanError {
         windows: Vec<Window>,
     },
     /// Between two parts of the archive.
-    #[error("{target} lies in a gap of the archive: entries {after} to {before} were never archived; can be restored: {}", list(.windows))]
+    #[error("{target} lies in a gap of the archive: entries {after} to {before} are not in it; can be restored: {}", list(.windows))]
     Gap {
         /// What was wanted.
         target: Target,
@@ -145,7 +145,8 @@ pub struct Plan {
     pub revision_max: Option<Revision>,
     /// Where all that is archived ends.
     pub newest: Mark,
-    /// When the last manifest was written, by its writer's clock.
+    /// When the last command that is archived was proposed, or the last snapshot written: nothing is known of what came
+    /// behind it.
     pub archived_until: WallTime,
     /// No command that is archived made a revision above this one.
     pub revision_archived_max: Revision,
@@ -160,13 +161,13 @@ impl Plan {
     /// Bytes that come from the store.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.objects().map(|object| object.bytes).sum()
+        self.objects().fold(0, |sum: u64, object| sum.saturating_add(object.bytes))
     }
 
     /// Bytes that they take unpacked.
     #[must_use]
     pub fn plain_bytes(&self) -> u64 {
-        self.objects().map(|object| object.plain_bytes).sum()
+        self.objects().fold(0, |sum: u64, object| sum.saturating_add(object.plain_bytes))
     }
 
     /// A revision above all that clients of the old cluster may have seen, if that ended now at the latest: above what is
@@ -248,8 +249,7 @@ pub fn plan(catalogue: &Catalogue, target: Target) -> Result<Plan, PlanError> {
         let pieces = catalogue.segments().len();
         return Err(if pieces == 0 { PlanError::Nothing } else { PlanError::NoFull(pieces) });
     };
-    let written_at = WallTime::new(head.written_at);
-    let full = choose(&stretches, target, written_at)?;
+    let full = choose(&stretches, target)?;
     let (end, path) = catalogue.follow(full.last.into());
     let segments = cut(full, path, target);
     let (before, reached) = match segments.as_slice() {
@@ -283,13 +283,14 @@ pub fn plan(catalogue: &Catalogue, target: Target) -> Result<Plan, PlanError> {
         revision_min,
         revision_max,
         newest: newest.end_mark(),
-        archived_until: written_at,
+        // Not the time of the last manifest: pruning and copying write some, too, long behind the last entry.
+        archived_until: newest.end_mark().at.unwrap_or_else(|| WallTime::new(head.written_at)),
         revision_archived_max: revision_max_of(catalogue),
     })
 }
 
 /// The snapshot to begin with.
-fn choose<'a>(stretches: &[Stretch<'a>], target: Target, written_at: WallTime) -> Result<&'a Object, PlanError> {
+fn choose<'a>(stretches: &[Stretch<'a>], target: Target) -> Result<&'a Object, PlanError> {
     let windows = || stretches.iter().map(Stretch::window).collect();
     let outside = || PlanError::Outside { target, windows: windows() };
     // Whether a snapshot is not behind the point.
@@ -307,8 +308,8 @@ fn choose<'a>(stretches: &[Stretch<'a>], target: Target, written_at: WallTime) -
         Target::Latest => false,
         Target::Index(index) => index > end.index,
         Target::Revision(wanted) => end.revision.is_some_and(|revision| wanted > revision),
-        // What was proposed before the last manifest is in it, but for what was under way.
-        Target::Time(time) => Some(time) > if next.is_none() { end.at.max(Some(written_at)) } else { end.at },
+        // What was written behind the last entry that is archived is not known.
+        Target::Time(time) => Some(time) > end.at,
     };
     match (beyond, next) {
         (false, _) => {}

@@ -120,6 +120,9 @@ pub async fn run(
         let free = is_older(object.stored_at, spared, now) && !dropped.contains(&name) && !gone.contains(name.as_str());
         if free { pruned.deleted.push(object) } else { pruned.waiting.push(object) }
     }
+    // What was named since the listing belongs to the archive.
+    catalogue.refresh(repository).await?;
+    pruned.deleted.retain(|object| catalogue.object(&object.name).is_none());
     let names = pruned.deleted.iter().map(|object| object.name.clone()).collect();
     delete(repository, names, how.dry_run).await?;
     let manifests = old_manifests(repository, cluster, now).await?;

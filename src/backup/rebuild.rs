@@ -11,6 +11,7 @@ use std::thread;
 
 use super::plan::Target;
 use super::segment::StateMark;
+use super::stage::StageError;
 use crate::state::snapshot::{SnapshotError, SnapshotMeta, SnapshotReader};
 use crate::state::{self, Applied, BatchError, Command, LoadError, LogContent, LogEntry, StateConfig, StateMachine};
 use crate::storage::{self, Engine};
@@ -73,7 +74,7 @@ pub enum RebuildError {
     },
     /// The entries can't be read.
     #[error("{0}")]
-    Entries(String),
+    Entries(#[source] Box<StageError>),
     /// Commands can't be read.
     #[error("the commands of entry {index}: {source}")]
     Commands {
@@ -129,8 +130,11 @@ impl RebuildError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Snapshot { source, .. } => !matches!(**source, LoadError::Engine(_)),
-            Self::Entries(_) | Self::Commands { .. } | Self::Unrelated { .. } | Self::Mismatch { .. } => true,
+            Self::Snapshot { source, .. } => {
+                !matches!(**source, LoadError::Engine(_) | LoadError::Records(SnapshotError::Io { .. }))
+            }
+            Self::Entries(error) => matches!(**error, StageError::Damaged { .. }),
+            Self::Commands { .. } | Self::Unrelated { .. } | Self::Mismatch { .. } => true,
             Self::OtherCluster { .. } | Self::Short { .. } | Self::Storage(_) => false,
         }
     }
@@ -174,9 +178,9 @@ pub fn load(
 ///
 /// # Errors
 /// [`RebuildError`]; the machine is of no use then.
-pub fn replay<E: std::fmt::Display>(
+pub fn replay(
     machine: &mut StateMachine,
-    steps: impl Iterator<Item = Result<Step, E>> + Send,
+    steps: impl Iterator<Item = Result<Step, StageError>> + Send,
     target: Target,
     mut seen: impl FnMut(usize),
 ) -> Result<Reached, RebuildError> {
@@ -185,7 +189,7 @@ pub fn replay<E: std::fmt::Display>(
     thread::scope(|scope| {
         scope.spawn(move || {
             for step in steps {
-                let step = step.map_err(|error| RebuildError::Entries(error.to_string())).and_then(decoded);
+                let step = step.map_err(|error| RebuildError::Entries(Box::new(error))).and_then(decoded);
                 // Whoever applies has come to the point, or to an error.
                 if ready.send(step).is_err() {
                     break;

@@ -99,7 +99,9 @@ pub fn plan(catalogue: &Catalogue, keep: &Keep, now: WallTime) -> Plan {
     let (fulls, segments, mut plan) = (catalogue.fulls(), catalogue.segments(), Plan::default());
     let back = |span: Duration| now.get().saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
     // Restoring the first point of the window begins with the last snapshot before it. With none that old, with all.
-    let window = fulls.iter().rposition(|full| time(full) <= back(keep.window)).unwrap_or(0);
+    // Looked for from the oldest on: a newer one that was stamped by a wrong clock is not taken for an old one.
+    let window = fulls.iter().position(|full| time(full) > back(keep.window));
+    let window = window.unwrap_or(fulls.len()).saturating_sub(1);
     for (full, at) in fulls.iter().zip(0..) {
         if at >= window {
             plan.keep(full, Reason::Window);
@@ -226,6 +228,16 @@ mod tests {
         assert_eq!(fulls_kept(&plan, &catalogue), [6, 7, 8, 9]);
         let logs: Vec<u64> = plan.drops.iter().filter(|o| o.kind == Kind::Log).map(|o| o.last.index).collect();
         assert_eq!(logs, [10, 20, 30, 40, 50, 60]);
+    }
+
+    #[test]
+    fn a_snapshot_stamped_by_a_wrong_clock_does_not_melt_the_window() {
+        let mut objects = history(10, 1);
+        objects.push(object(Kind::Full, None, 100, Some(0)));
+        let catalogue = catalogue(objects);
+        let now = WallTime::new(MONDAY + 10 * HOUR_MS);
+        let plan = plan(&catalogue, &Keep { window: hours(3) + Duration::from_secs(1), ..nothing() }, now);
+        assert_eq!(fulls_kept(&plan, &catalogue), [6, 7, 8, 9, 10]);
     }
 
     #[test]

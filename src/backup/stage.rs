@@ -199,13 +199,17 @@ impl Stage {
     fn look_for_room(&self, plan: &Plan, missing: &[Object]) -> Result<(), StageError> {
         let free = rustix::fs::statvfs(&self.0).map_err(|error| failed("look at", &self.0)(error.into()))?;
         let free = free.f_bavail.saturating_mul(free.f_frsize);
-        let plain: u64 = missing.iter().map(|object| object.plain_bytes).sum();
-        let needed = plain + ROOM_FOR_STATES * plan.full.plain_bytes;
+        let needed = plain_bytes(missing).saturating_add(ROOM_FOR_STATES.saturating_mul(plan.full.plain_bytes));
         if free < needed {
-            return Err(StageError::NoRoom { path: self.0.clone(), free, needed, plain: plan.plain_bytes() });
+            return Err(StageError::NoRoom { path: self.0.clone(), free, needed, plain: plain_bytes(plan.objects()) });
         }
         Ok(())
     }
+}
+
+/// Bytes of objects, unpacked. The numbers of manifests are anybody's, so they need not fit.
+fn plain_bytes<'a>(objects: impl IntoIterator<Item = &'a Object>) -> u64 {
+    objects.into_iter().fold(0, |sum: u64, object| sum.saturating_add(object.plain_bytes))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StageError {
@@ -244,7 +248,7 @@ impl Staged {
     /// Bytes of the pieces of the log, unpacked.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
-        self.segments.iter().map(|(object, _)| object.plain_bytes).sum()
+        plain_bytes(self.segments.iter().map(|(object, _)| object))
     }
 
     /// Bytes of the snapshot.
@@ -257,6 +261,7 @@ impl Staged {
 /// A piece of the log that is read.
 struct Segment {
     object: Arc<Object>,
+    path: PathBuf,
     reader: SegmentReader<BufReader<File>>,
 }
 
@@ -265,7 +270,7 @@ impl Segment {
         let object = Arc::new(object.clone());
         let file = File::open(path).map_err(failed("open", path))?;
         let reader = SegmentReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, file));
-        let reader = reader.map_err(|error| damaged(&object, &error))?;
+        let reader = reader.map_err(|error| unreadable(&object, path, error))?;
         let header = reader.header();
         if header.cluster != cluster {
             let why = format!("it is of cluster {}, not {cluster}", header.cluster);
@@ -277,13 +282,14 @@ impl Segment {
                 why: "it begins elsewhere than the manifest says".into(),
             });
         }
-        Ok(Self { object, reader })
+        Ok(Self { object, path: path.to_owned(), reader })
     }
 
     /// The next entry or, behind the last one, what is told of the state there; then `None`.
     fn next(&mut self) -> Result<Option<Step>, StageError> {
         let was_over = self.reader.end().is_some();
-        if let Some(entry) = self.reader.next_entry().map_err(|error| damaged(&self.object, &error))? {
+        let next = self.reader.next_entry().map_err(|error| unreadable(&self.object, &self.path, error));
+        if let Some(entry) = next? {
             return Ok(Some(Step::Entry(entry)));
         }
         let Some(end) = self.reader.end().filter(|_| !was_over) else { return Ok(None) };
@@ -302,8 +308,17 @@ impl Segment {
     }
 }
 
-fn damaged(object: &Object, error: &SegmentError) -> StageError {
-    StageError::Damaged { name: object.name.clone(), why: error.to_string() }
+/// Why a file can't be read: the disk, or what is in it.
+fn unreadable(object: &Object, path: &Path, error: SegmentError) -> StageError {
+    match error {
+        // These two say that it ends early, or is no such file.
+        SegmentError::Io(source)
+            if !matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
+        {
+            failed("read", path)(source)
+        }
+        error => StageError::Damaged { name: object.name.clone(), why: error.to_string() },
+    }
 }
 
 /// One piece behind the other.

@@ -121,27 +121,32 @@ fn open_or_make(url: &str, options: &Options, make: bool) -> Result<Repository, 
     let host = || parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("no bucket is named"));
     let (store, prefix): (Arc<dyn ObjectStore>, Path) = match parsed.scheme() {
         "s3" => {
-            let mut builder = AmazonS3Builder::from_env().with_bucket_name(host()?);
+            let mut builder = AmazonS3Builder::from_env().with_client_options(client(options, "AWS_ALLOW_HTTP"));
+            builder = builder.with_bucket_name(host()?);
             for (key, value) in options {
                 builder = builder.with_config(AmazonS3ConfigKey::from_str(key).map_err(|_| unknown(key))?, value);
             }
-            let builder = builder.with_retry(retry()).with_client_options(client(options, "AWS_ALLOW_HTTP"));
+            let builder = builder.with_retry(retry());
             (Arc::new(builder.build().map_err(setup)?), below(parsed.path())?)
         }
         "az" => {
-            let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(host()?);
+            let mut builder =
+                MicrosoftAzureBuilder::from_env().with_client_options(client(options, "AZURE_ALLOW_HTTP"));
+            builder = builder.with_container_name(host()?);
             for (key, value) in options {
                 builder = builder.with_config(AzureConfigKey::from_str(key).map_err(|_| unknown(key))?, value);
             }
-            let builder = builder.with_retry(retry()).with_client_options(client(options, "AZURE_ALLOW_HTTP"));
+            let builder = builder.with_retry(retry());
             (Arc::new(builder.build().map_err(setup)?), below(parsed.path())?)
         }
         "gs" => {
-            let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host()?);
+            let mut builder =
+                GoogleCloudStorageBuilder::from_env().with_client_options(client(options, "GOOGLE_ALLOW_HTTP"));
+            builder = builder.with_bucket_name(host()?);
             for (key, value) in options {
                 builder = builder.with_config(GoogleConfigKey::from_str(key).map_err(|_| unknown(key))?, value);
             }
-            let builder = builder.with_retry(retry()).with_client_options(client(options, "GOOGLE_ALLOW_HTTP"));
+            let builder = builder.with_retry(retry());
             (Arc::new(builder.build().map_err(setup)?), below(parsed.path())?)
         }
         "file" => {
@@ -161,6 +166,10 @@ fn folder(url: &Url, shown: &str, make: bool) -> Result<LocalFileSystem, TargetE
     if make {
         std::fs::create_dir_all(&path).map_err(|error| setup(error.to_string()))?;
     }
+    if !path.is_dir() {
+        // Where a disk is not mounted its folder would be made on the one below.
+        return Err(setup("there is no such folder; is its disk mounted? If so, make the folder".into()));
+    }
     let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| setup(error.to_string()))?;
     Ok(store.with_fsync(true))
 }
@@ -169,7 +178,8 @@ fn retry() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT }
 }
 
-/// The options of a store's connections. What the builder read of them itself is replaced by these.
+/// The options of a store's connections. What the builder read of them from the environment is replaced by these, and what
+/// the options of a store say comes on top.
 fn client(options: &Options, variable: &str) -> ClientOptions {
     let allow = |value: &str| matches!(value, "1" | "true" | "TRUE" | "True");
     let plain = options.iter().any(|(key, value)| key.ends_with("allow_http") && allow(value))

@@ -49,13 +49,6 @@ pub(super) struct ClusterArg {
     cluster: Option<String>,
 }
 
-impl ClusterArg {
-    /// Whether one was named.
-    pub(super) fn is_given(&self) -> bool {
-        self.cluster.is_some()
-    }
-}
-
 impl StoreArgs {
     /// Of another store than the one that the usual flags are for.
     pub(super) fn new(store_option: Vec<String>, credentials_file: Option<PathBuf>) -> Self {
@@ -114,13 +107,19 @@ impl KeyArgs {
     }
 }
 
-/// The clusters that have an archive here, oldest first by the last thing written.
-pub(super) async fn catalogues(repository: &Repository) -> Result<Vec<Catalogue>, Failure> {
+/// A cluster, and what it has here, or why that can't be read.
+pub(super) type Archived = (ClusterId, Result<Catalogue, Failure>);
+
+/// The clusters that have an archive here, oldest first by the last thing written, behind those that can't be read.
+pub(super) async fn catalogues(repository: &Repository) -> Result<Vec<Archived>, Failure> {
     let mut found = Vec::new();
     for cluster in clusters(repository).await? {
-        found.push(read(repository, cluster).await?);
+        found.push((cluster, read(repository, cluster).await));
     }
-    found.sort_by_key(|catalogue| catalogue.head().map(|head| head.written_at));
+    found.sort_by_key(|(_, read)| {
+        let head = read.as_ref().ok().and_then(Catalogue::head);
+        head.map(|head| head.written_at)
+    });
     Ok(found)
 }
 
@@ -128,7 +127,8 @@ async fn clusters(repository: &Repository) -> Result<Vec<ClusterId>, Failure> {
     marker::clusters(repository).await.map_err(|error| marker_failure(repository, &error))
 }
 
-async fn read(repository: &Repository, cluster: ClusterId) -> Result<Catalogue, Failure> {
+/// The catalogue of a cluster.
+pub(super) async fn read(repository: &Repository, cluster: ClusterId) -> Result<Catalogue, Failure> {
     let read = Catalogue::read(repository, cluster).await;
     read.map_err(|error| catalogue_failure(repository, &format!("cluster {}: ", cluster_name(cluster)), &error))
 }
@@ -157,10 +157,12 @@ pub(super) async fn cluster(repository: &Repository, wanted: &ClusterArg) -> Res
         _ => {
             // Told with their ages, so that whoever is in a hurry needs no second command to choose.
             let all = catalogues(repository).await?;
-            let told = all.iter().map(|catalogue| {
-                let written =
-                    catalogue.head().map_or_else(|| "?".to_owned(), |head| rfc3339(WallTime::new(head.written_at)));
-                format!("{} (last written {written})", cluster_name(catalogue.cluster()))
+            let told = all.iter().map(|(cluster, read)| {
+                let written = match read {
+                    Ok(catalogue) => catalogue.head().map(|head| rfc3339(WallTime::new(head.written_at))),
+                    Err(_) => return format!("{} (can't be read)", cluster_name(*cluster)),
+                };
+                format!("{} (last written {})", cluster_name(*cluster), written.as_deref().unwrap_or("?"))
             });
             Err(Failure::usage(format!(
                 "{url} holds the archives of {} clusters; say which with --cluster: {}",
@@ -210,7 +212,8 @@ pub(super) fn catalogue_failure(repository: &Repository, what: &str, error: &Cat
         CatalogueError::Manifest { .. }
         | CatalogueError::Gap { .. }
         | CatalogueError::Unlinked { .. }
-        | CatalogueError::Unequal { .. } => Failure::integrity(line),
+        | CatalogueError::Unequal { .. }
+        | CatalogueError::Replaced { .. } => Failure::integrity(line),
         CatalogueError::Overtaken => Failure::unavailable(line),
     }
 }

@@ -15,6 +15,7 @@ mod dev;
 mod doctor;
 mod facts;
 mod failure;
+mod interrupt;
 mod kv;
 mod leader;
 mod member;
@@ -115,11 +116,16 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 
 /// Runs a command that talks to a cluster: a single thread is plenty, and starts fastest.
 fn client_command(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::unavailable(format!("can't start the runtime: {error}")))?
-        .block_on(work)
+        .map_err(|error| Failure::unavailable(format!("can't start the runtime: {error}")))?;
+    let result = runtime.block_on(work);
+    if result.is_err() {
+        // A thread that still works for a command that was given up is not waited for: it ends with the process.
+        runtime.shutdown_background();
+    }
+    result
 }
 
 #[cfg(test)]

@@ -279,8 +279,14 @@ fn meaning(survivor: &Survivor) -> String {
 /// What is to be done with a cluster of one member.
 pub(super) fn next_steps(founded: &NewCluster, dir: &str) -> String {
     let member = &founded.founder.member;
+    // Of one that an earlier attempt made only the name is known here.
+    let address = match member.peer_addr.as_str() {
+        "" => "HOST:PORT",
+        known => known,
+    };
     let mut text = format!(
-        "\n{} is the only member of a new cluster. Start it as before; 'quorate serve' needs --name {} and --data-dir {dir}.\n\
+        "\n{} is the only member of a new cluster. Start it as before; 'quorate serve' needs --name {}, --data-dir {dir} and, \
+         where it listens on every interface, --advertise-peer-addr {address}.\n\
          Then have the others join, each with an EMPTY directory and --join. Never start one with its old data.\n",
         member.name, member.name
     );
@@ -292,7 +298,7 @@ pub(super) fn next_steps(founded: &NewCluster, dir: &str) -> String {
 
 pub(super) fn failure(error: RefoundingError) -> Failure {
     match &error {
-        RefoundingError::HasQuorum(_) => Failure::refused(error.to_string()),
+        RefoundingError::HasQuorum(_) | RefoundingError::OtherExchange { .. } => Failure::refused(error.to_string()),
         // A file that is bad says already that another copy is to be used.
         RefoundingError::Data(RefoundError::Snapshot { .. }) if error.is_damage() => {
             Failure::integrity(error.to_string())

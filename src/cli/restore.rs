@@ -5,7 +5,7 @@
 //! `node`), a part of the data (`restore_prefix`), and running the node.
 
 use std::io::{BufRead, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Value, json};
@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use super::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use super::connect::Global;
 use super::facts::{self, Fact, size, time};
+use super::interrupt::interruptible;
 use super::output::Format;
 use super::recover::{self, Recover, SKIPPED_REVISIONS_DEFAULT};
-use super::restore_prefix::PrefixArgs;
+use super::restore_prefix::{PrefixArgs, Scratch, scratch};
 use super::{Failure, failure};
 use crate::backup::catalogue::Catalogue;
 use crate::backup::layout::{cluster_name, is_encrypted};
@@ -136,7 +137,9 @@ impl Restore {
             ));
         }
         if !self.from.contains("://") {
-            return self.of_file()?.run(global).await;
+            // A plan needs no directory, and makes none that stays.
+            let folder = if self.step == Step::Plan { Some(scratch(None)?) } else { None };
+            return self.of_file(folder.as_ref().map(Scratch::path))?.run(global).await;
         }
         let place = if self.step == Step::Run && !self.subtree.is_given() { Some(self.place()?) } else { None };
         let repository = self.store.open(&self.from)?;
@@ -147,19 +150,22 @@ impl Restore {
         }
         let identities = self.keys.for_plan(&plan)?;
         if self.subtree.is_given() {
-            return self.subtree.run(global, &repository, &plan, &identities, asks).await;
+            return interruptible(self.subtree.run(global, &repository, &plan, &identities, asks)).await;
         }
         let place = place.expect("it was asked for above");
         let emptied = match Emptied::open(&place.data_dir).map_err(recover::failure)? {
             Restorable::Empty(emptied) => emptied,
             Restorable::Unfinished(unfinished) => {
+                let same = unfinished.is_restore_of(plan.cluster, plan.target, &place.member.name);
+                same.map_err(recover::failure)?;
                 failure::note("an earlier restore was complete but for its last step; finishing that one");
-                let founded = unfinished.finish().map_err(recover::failure)?;
+                let mut founded = unfinished.finish().map_err(recover::failure)?;
+                founded.founder.member.peer_addr.clone_from(&place.member.peer_addr);
                 return tell(global, Vec::new(), recover::result(&founded), &founded, &place);
             }
         };
         let told = self.facts(&repository, &catalogue, &plan);
-        self.confirm(global, &told, &plan, asks)?;
+        self.confirm(global, &told, &plan, asks).await?;
         let started = clock::now();
         let staged = fetch(&repository, &plan, &identities, &emptied.stage()).await?;
         let fetched = started.elapsed();
@@ -181,22 +187,23 @@ impl Restore {
     }
 
     /// A snapshot file is what `recover --from` takes, too.
-    fn of_file(self) -> Result<Recover, Failure> {
+    /// With a folder it is only looked at, in that one.
+    fn of_file(self, folder: Option<&Path>) -> Result<Recover, Failure> {
         if self.point.target() != Target::Latest || self.subtree.is_given() {
             return Err(Failure::usage(
                 "a snapshot file holds one point: --to-revision, --to-time, --to-index and --prefix are for repositories",
             ));
         }
-        let Place { data_dir, member } = self.place()?;
-        let name = self.name.ok_or_else(|| Failure::usage("give --name"))?;
-        let peer_addr =
-            self.peer_addr.ok_or_else(|| Failure::usage(format!("give --peer-addr for {}", member.name)))?;
+        let data_dir = match folder {
+            Some(folder) => folder.to_owned(),
+            None => self.place()?.data_dir,
+        };
         Ok(Recover {
             data_dir,
-            as_new_cluster: self.step == Step::Run,
+            as_new_cluster: folder.is_none(),
             from: Some(PathBuf::from(self.from)),
-            name: Some(name),
-            peer_addr: Some(peer_addr),
+            name: self.name,
+            peer_addr: self.peer_addr,
             client_url: self.client_url,
             bump_revision: self.bump_revision.unwrap_or(SKIPPED_REVISIONS_DEFAULT),
             yes: self.yes,
@@ -238,10 +245,10 @@ impl Restore {
     }
 
     /// Tells what is to be done, and asks on the terminal whether to go on.
-    fn confirm(&self, global: &Global, told: &[Fact], plan: &Plan, asks: bool) -> Result<(), Failure> {
+    async fn confirm(&self, global: &Global, told: &[Fact], plan: &Plan, asks: bool) -> Result<(), Failure> {
         let text = format!("{}{}", text(told), meaning(plan));
         if asks {
-            return ask(&text);
+            return ask(&text).await;
         }
         if matches!(global.output, Format::Text) {
             let mut out = global.out();
@@ -326,11 +333,13 @@ fn meaning(plan: &Plan) -> String {
 }
 
 /// Tells on standard error, as the output may be for a program, and asks whether to go on.
-pub(super) fn ask(told: &str) -> Result<(), Failure> {
-    let mut terminal = std::io::stderr().lock();
+pub(super) async fn ask(told: &str) -> Result<(), Failure> {
+    let mut terminal = std::io::stderr();
     write!(terminal, "{told}\nTo go on, type yes: ")?;
     terminal.flush()?;
-    confirmed(&mut std::io::stdin().lock())
+    // On a thread of its own, so that a signal ends the command meanwhile.
+    let asked = tokio::task::spawn_blocking(|| confirmed(&mut std::io::stdin().lock()));
+    asked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 fn confirmed(input: &mut impl BufRead) -> Result<(), Failure> {
@@ -347,7 +356,7 @@ pub(super) async fn fetch(
     repository: &Repository,
     plan: &Plan,
     identities: &Identities,
-    folder: &std::path::Path,
+    folder: &Path,
 ) -> Result<Staged, Failure> {
     let failed = |error| archive::stage_failure(repository, &error);
     let bar = archive::bytes_bar("fetching", plan.bytes());

@@ -5,7 +5,7 @@
 //! numbers; leases of keys, and their revisions of old, which mean nothing in another history.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -45,15 +45,40 @@ pub(super) struct PrefixArgs {
     scratch: Option<PathBuf>,
 }
 
+/// How often the removal of a folder is tried in which somebody may still be writing.
+const REMOVALS_MAX: usize = 100;
+
 /// A folder that is gone when this is dropped.
-pub(super) fn scratch(place: Option<&PathBuf>) -> Result<tempfile::TempDir, Failure> {
+#[derive(Debug)]
+pub(super) struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A thread of a command that was interrupted may add files while they are removed; without the folder it can't.
+        for _ in 0..REMOVALS_MAX {
+            match std::fs::remove_dir_all(self.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {}
+                Ok(()) | Err(_) => break,
+            }
+        }
+    }
+}
+
+/// Makes a folder to work in.
+pub(super) fn scratch(place: Option<&PathBuf>) -> Result<Scratch, Failure> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("quorate-restore-");
     let made = match place {
         Some(place) => builder.tempdir_in(place),
         None => builder.tempdir(),
     };
-    made.map_err(|error| {
+    made.map(Scratch).map_err(|error| {
         Failure::usage(format!("can't make a folder to work in: {error}; name another with --scratch"))
     })
 }
@@ -106,6 +131,12 @@ impl PrefixArgs {
                 size(TXN_BYTES_MAX as u64)
             )));
         }
+        if page.records.is_empty() {
+            return Err(Failure::refused(format!(
+                "cluster {} had no key with this prefix at revision {}; nothing was changed",
+                plan.cluster, reached.revision
+            )));
+        }
         if asks {
             ask(&format!(
                 "{} keys with {} from revision {} of cluster {} are written into {into}; {there} that are there are replaced.",
@@ -113,9 +144,11 @@ impl PrefixArgs {
                 size(bytes as u64),
                 reached.revision,
                 plan.cluster
-            ))?;
+            ))
+            .await?;
         }
-        write(global, &client, &prefix, page.records, there, &reached).await
+        let request = transaction(&prefix, page.records, self.replace);
+        write(global, &client, &request, there, &reached).await
     }
 }
 
@@ -128,14 +161,12 @@ async fn there(client: &Client, range: &KeyRange) -> Result<u64, Failure> {
 async fn write(
     global: &Global,
     client: &Client,
-    prefix: &[u8],
-    records: Vec<Record>,
+    request: &TxnRequest,
     there: u64,
     reached: &Reached,
 ) -> Result<(), Failure> {
-    let keys = records.len();
-    let request = transaction(prefix, records, there > 0);
-    let answer = client.txn(&request, WriteOptions::default()).await?.value;
+    let keys = request.success.iter().filter(|op| matches!(op, TxnOp::Put(_))).count();
+    let answer = client.txn(request, WriteOptions::default()).await?.value;
     if !answer.succeeded {
         return Err(Failure::refused("a key with this prefix was made meanwhile; nothing was changed. Run it again"));
     }
@@ -150,6 +181,9 @@ async fn write(
 }
 
 /// All puts, behind a delete of what is there or on the condition that none of the keys is.
+///
+/// Comparisons are of single keys, so without `replace` a key that was made since the subtree was found empty is only seen
+/// if the archive has it, too; another one stays beside what is restored.
 fn transaction(prefix: &[u8], records: Vec<Record>, replace: bool) -> TxnRequest {
     let absent = |record: &Record| Compare {
         key: record.key.as_bytes().clone(),

@@ -186,7 +186,7 @@ fn block_on<T>(threads: usize, work: impl Future<Output = Result<T, Failure>>) -
 }
 
 /// A future that ends with SIGTERM or Ctrl-C. Must be called inside a runtime.
-fn signal() -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn signal() -> Result<impl Future<Output = ()>, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen =
         |kind| signal(kind).map_err(|error| Failure::unavailable(format!("can't listen for signals: {error}")));

@@ -196,7 +196,7 @@ pub(super) fn archive(settings: &Settings) -> Result<ArchiveConfig, ConfigError>
     let mut places: Vec<TargetSettings> = Vec::new();
     for block in blocks {
         let place = place(block)?;
-        let same = |other: &&TargetSettings| other.name == place.name || other.url == place.url;
+        let same = |other: &&TargetSettings| other.name == place.name || same_url(&other.url, &place.url);
         if let Some(other) = places.iter().find(same) {
             return invalid(format!(
                 "[[backup]] {} and {} have the same name or url; give each its own",
@@ -206,6 +206,11 @@ pub(super) fn archive(settings: &Settings) -> Result<ArchiveConfig, ConfigError>
         places.push(place);
     }
     Ok(ArchiveConfig { offsite: offsite(settings, &places)?, places })
+}
+
+/// Whether two URLs mean the same store, as nodes compare them.
+fn same_url(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/') == other.trim_end_matches('/')
 }
 
 fn offsite(settings: &Settings, places: &[TargetSettings]) -> Result<OffsiteRule, ConfigError> {

@@ -233,6 +233,7 @@ fn what_is_wrong_with_a_place_for_backups_is_told_with_what_is_allowed() {
         ("[backup.keep]\nyearly = 3", "unknown field `yearly`"),
         ("[[backup]]\nname = 'main'\nurl = 's3://bucket/other'", "have the same name or url"),
         ("[[backup]]\nname = 'other'\nurl = 's3://bucket/prefix'", "have the same name or url"),
+        ("[[backup]]\nname = 'other'\nurl = 's3://bucket/prefix/'", "have the same name or url"),
     ];
     for (more, expected) in cases {
         let refused = backup_refusal(more);

@@ -12,7 +12,7 @@
 //! in it, and the lock, which the caller holds all through.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::directory::DirectoryError;
@@ -25,6 +25,9 @@ const COMING: &str = "recovery-";
 
 /// What the folder is called that takes what was there; the same number follows.
 const ASIDE: &str = "before-recovery-";
+
+/// In the folder that is to come: what whoever made it wants to know when it goes on. It takes no place.
+const NOTE: &str = "note.json";
 
 /// Behind the name of a folder that is not complete.
 const UNFINISHED: &str = ".tmp";
@@ -53,6 +56,11 @@ pub(super) fn unfinished(dir: &Path) -> Result<Option<Exchange>, DirectoryError>
 pub(super) fn is_leftover(name: &str) -> bool {
     let number = name.strip_prefix(COMING).and_then(|rest| rest.strip_suffix(UNFINISHED));
     number.is_some_and(|number| number.parse::<u64>().is_ok())
+}
+
+/// Whether a name says nothing of a member: the lock, what a crash has left, and what a file system makes at its root.
+pub(super) fn means_nothing(name: &str) -> bool {
+    name == "LOCK" || name == "lost+found" || is_leftover(name)
 }
 
 /// Makes an empty folder for what is to come. What an earlier attempt left behind is removed.
@@ -93,6 +101,17 @@ impl Preparation {
         self.dir.join(format!("{COMING}{}{UNFINISHED}", self.number))
     }
 
+    /// Leaves a note that can be read until all has taken its place; on return it is on disk, but for its name.
+    pub(super) fn write_note(&self, note: &[u8]) -> Result<(), DirectoryError> {
+        let path = self.path().join(NOTE);
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&path)?;
+            file.write_all(note)?;
+            file.sync_all()
+        };
+        write().map_err(failed("write", &path))
+    }
+
     /// Declares it complete. All that is in it must be on disk already, but for the names in the folder itself.
     pub(super) fn complete(self) -> Result<Exchange, DirectoryError> {
         let (made, exchange) = (self.path(), Exchange { dir: self.dir, number: self.number });
@@ -106,6 +125,16 @@ impl Preparation {
 impl Exchange {
     fn coming(&self) -> PathBuf {
         self.dir.join(format!("{COMING}{}", self.number))
+    }
+
+    /// The note that was left when it was made, if one was.
+    pub(super) fn note(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
+        let path = self.coming().join(NOTE);
+        match fs::read(&path) {
+            Ok(note) => Ok(Some(note)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
     }
 
     /// Where what was there lies now; there is no such folder if nothing was.
@@ -137,11 +166,24 @@ impl Exchange {
             }
             return Ok(true);
         }
-        match fs::remove_dir(&coming) {
-            Ok(()) => sync(&self.dir).map(|()| true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed("remove", &coming)(error)),
+        self.forget(&coming)
+    }
+
+    /// Removes the folder from which everything has taken its place, and tells whether it was still there. As long as it has
+    /// its name it has its note, so it is renamed first; what a crash leaves then is a leftover.
+    fn forget(&self, coming: &Path) -> Result<bool, DirectoryError> {
+        let over = self.dir.join(format!("{COMING}{}{UNFINISHED}", self.number));
+        match fs::rename(coming, &over) {
+            Ok(()) => sync(&self.dir)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("rename", coming)(error)),
         }
+        match fs::remove_file(over.join(NOTE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("empty", &over)(error)),
+            Ok(()) | Err(_) => {}
+        }
+        fs::remove_dir(&over).map_err(failed("remove", &over))?;
+        sync(&self.dir).map(|()| true)
     }
 
     /// Moves a part between the node's directory and another folder.
@@ -170,6 +212,7 @@ mod tests {
         for part in PARTS {
             fs::write(preparation.path().join(part), "new").unwrap();
         }
+        preparation.write_note(b"why").unwrap();
         let exchange = preparation.complete().unwrap();
         (dir, exchange)
     }
@@ -193,7 +236,10 @@ mod tests {
             }
             drop(exchange);
             match unfinished(dir.path()).unwrap() {
-                Some(exchange) => exchange.finish().unwrap(),
+                Some(exchange) => {
+                    assert_eq!(exchange.note().unwrap().as_deref(), Some(&b"why"[..]), "stopped after step {stop}");
+                    exchange.finish().unwrap();
+                }
                 None => assert_eq!(stop, steps, "after step {stop} nobody knows of it"),
             }
             assert_eq!(contents(dir.path()), ["new"; 4], "stopped after step {stop}");
@@ -225,7 +271,8 @@ mod tests {
         next.complete().unwrap().finish().unwrap();
         assert_eq!(contents(dir.path()), ["new"; 4], "what is not to come stays");
         for (name, leftover) in [("recovery-1.tmp", true), ("recovery-1", false), ("recovery-x.tmp", false)] {
-            assert_eq!(is_leftover(name), leftover, "{name}");
+            assert_eq!((is_leftover(name), means_nothing(name)), (leftover, leftover), "{name}");
         }
+        assert!(means_nothing("lost+found") && !is_leftover("lost+found") && !means_nothing("log"));
     }
 }

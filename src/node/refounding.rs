@@ -33,6 +33,17 @@ pub enum RefoundingError {
     /// There is something in the directory where a new member is to be.
     #[error("{0} is not empty; name a new or an empty directory with --data-dir")]
     NotEmpty(PathBuf),
+    /// Something else than what is wanted now was confirmed and made there, and has not taken its place yet.
+    #[error(
+        "{path} holds {what} that was not finished; give that command again to finish it, or name another directory with \
+         --data-dir"
+    )]
+    OtherExchange {
+        /// The directory.
+        path: PathBuf,
+        /// What was made there, for people.
+        what: String,
+    },
     /// The member needs nobody else.
     #[error("{0} is the only voter of its cluster: its quorum is not lost; start it as it is")]
     HasQuorum(String),
@@ -51,9 +62,12 @@ impl RefoundingError {
         match self {
             Self::Directory(error) => error.is_damage(),
             Self::Data(error) => error.is_damage(),
-            Self::NoMember(_) | Self::NeverFormed(_) | Self::NotEmpty(_) | Self::HasQuorum(_) | Self::NoAddress(_) => {
-                false
-            }
+            Self::NoMember(_)
+            | Self::NeverFormed(_)
+            | Self::NotEmpty(_)
+            | Self::OtherExchange { .. }
+            | Self::HasQuorum(_)
+            | Self::NoAddress(_) => false,
         }
     }
 }
@@ -144,7 +158,7 @@ impl Survivor {
             return Ok(Opened::Unfinished(Unfinished { directory, exchange }));
         }
         let names = exchange::names(data_dir)?;
-        if names.iter().any(|name| name != "LOCK" && !exchange::is_leftover(name)) {
+        if names.iter().any(|name| !exchange::means_nothing(name)) {
             return Err(RefoundingError::NotEmpty(data_dir.to_owned()));
         }
         Ok(Opened::Survivor(Box::new(Self { directory, identity: None, survey, log })))

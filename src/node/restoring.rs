@@ -9,6 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::directory::{Directory, DirectoryError, Identity, RESTORE_STAGE, write_identity};
 use super::exchange::{self, Exchange};
 use super::refounding::{FIRST_ID, RefoundingError, Unfinished, another_cluster};
@@ -18,7 +20,7 @@ use crate::backup::stage::Staged;
 use crate::raft::{self, Founder, LogConfig, Raise, RefoundError, Refounded};
 use crate::state::{StateConfig, StateMachine};
 use crate::storage::{self, SledConfig, SledEngine};
-use crate::types::Member;
+use crate::types::{ClusterId, Member};
 
 /// Where the state is built; removed at the end.
 const WORKSHOP: &str = "restore-workshop";
@@ -97,7 +99,7 @@ impl Emptied {
         if let Some(exchange) = exchange::unfinished(data_dir)? {
             return Ok(Restorable::Unfinished(Unfinished { directory, exchange }));
         }
-        let known = |name: &String| name == "LOCK" || name == RESTORE_STAGE || exchange::is_leftover(name);
+        let known = |name: &String| name == RESTORE_STAGE || exchange::means_nothing(name);
         if exchange::names(data_dir)?.iter().all(known) {
             return Ok(Restorable::Empty(Self(directory)));
         }
@@ -124,6 +126,7 @@ impl Emptied {
         raise: Raise,
         seen: impl Fn(usize) + Send + 'static,
     ) -> Result<Restored, RestoreError> {
+        let note = Request::new(staged.cluster, target, &member.name).encode();
         let founder = Founder { cluster: another_cluster(staged.cluster), id: FIRST_ID, member };
         let preparation = exchange::begin(self.0.path())?;
         let place = preparation.path();
@@ -134,6 +137,7 @@ impl Emptied {
         let (made, reached) = made?;
         let Founder { cluster, id, member: Member { name, .. } } = founder.clone();
         write_identity(&place, &Identity { cluster, id, name, has_log: true })?;
+        preparation.write_note(&note)?;
         self.take_place(&preparation.complete()?)?;
         Ok(Restored { founder, made, reached })
     }
@@ -142,6 +146,45 @@ impl Emptied {
     fn take_place(&self, exchange: &Exchange) -> Result<(), RestoreError> {
         remove_stage(self.0.path())?;
         Ok(exchange.finish()?)
+    }
+}
+
+/// What a restore was asked for; kept beside what it made until that has taken its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Request {
+    /// The cluster that was archived.
+    cluster: u64,
+    /// The point, for people.
+    target: String,
+    /// The new member.
+    name: String,
+}
+
+impl Request {
+    fn new(cluster: ClusterId, target: Target, name: &str) -> Self {
+        Self { cluster: cluster.get(), target: target.to_string(), name: name.to_owned() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and texts can always be written")
+    }
+}
+
+impl Unfinished {
+    /// Whether it comes from a restore of this cluster to this point as a member of this name.
+    ///
+    /// # Errors
+    /// [`RefoundingError::OtherExchange`] if not, and if it comes from a recovery.
+    pub fn is_restore_of(&self, cluster: ClusterId, target: Target, name: &str) -> Result<(), RefoundingError> {
+        let made: Option<Request> = self.exchange.note()?.and_then(|note| serde_json::from_slice(&note).ok());
+        let what = match made {
+            Some(made) if made == Request::new(cluster, target, name) => return Ok(()),
+            Some(Request { cluster, target, name }) => {
+                format!("a restore of cluster {cluster} to {target} as {name}")
+            }
+            None => "a recovery ('quorate recover', or 'quorate restore' of a file)".to_owned(),
+        };
+        Err(RefoundingError::OtherExchange { path: self.directory.path().to_owned(), what })
     }
 }
 

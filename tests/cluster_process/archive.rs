@@ -40,6 +40,7 @@ impl Archived {
     async fn start(more: &str, flags: &[&str]) -> Self {
         let mut cluster = Cluster::prepare(&Settings::flags(flags)).await;
         let folder = cluster.dir.path().join("off site");
+        std::fs::create_dir(&folder).unwrap();
         let config = cluster.dir.path().join("quorate.toml");
         let url = format!("file://{}", folder.display()).replace(' ', "%20");
         std::fs::write(&config, format!("[[backup]]\nname = '{MAIN}'\nurl = '{url}'\n{more}\n")).unwrap();

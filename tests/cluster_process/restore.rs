@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use quorate::api::model::NodeRole;
 use quorate::backup::catalogue::Catalogue;
+use quorate::backup::layout::Layout;
 use quorate::backup::seal::{Identities, Recipients};
 use quorate::backup::segment::StateMark;
 use quorate::backup::transfer::{store_entries, store_snapshot};
@@ -20,7 +21,7 @@ use quorate::state::{
     Applied, Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp, load,
 };
 use quorate::storage::MemoryEngine;
-use quorate::types::{Key, LeaseId, LogIndex, LogPosition, WallTime};
+use quorate::types::{ClusterId, Key, LeaseId, LogIndex, LogPosition, WallTime};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -327,6 +328,11 @@ async fn a_subtree_comes_into_a_running_cluster_as_one_transaction() {
     let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!((&told["keys"], &told["replaced"], &told["revision"]), (&6.into(), &(2 * ENTRIES).into(), &2.into()));
     assert_eq!(value(&running.nodes[0], 4, "first").await, None);
+    // An archive that has nothing there, a mistyped point for instance, takes nothing away.
+    let begin = left.meta.position.unwrap().index.get().to_string();
+    let (code, refused) = restore(&["--replace", "--to-index", &begin]);
+    assert!(code == Some(1) && refused.contains("had no key with this prefix"), "{refused}");
+    assert!(value(&running.nodes[1], 3, "second").await.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -388,6 +394,10 @@ async fn an_archive_is_looked_at_checked_and_copied_without_a_cluster() {
     let checked = left.backup(&["verify", &copy, "--identity", other.to_str().unwrap()]).unwrap();
     assert_eq!((&checked["level"], &checked["passed"]), (&4.into(), &true.into()), "{checked}");
 
+    // A wrong key is no damage.
+    let (code, refused) = left.backup(&["verify", &copy, "--identity", key]).unwrap_err();
+    assert!(code == Some(2) && refused.contains("none of the given private keys opens"), "{refused}");
+
     // Damage is found, named, and exit code 4.
     let folder = left.cluster.dir.path().join("repository").join(cluster["cluster"].as_str().unwrap()).join("log");
     let object = fs::read_dir(folder).unwrap().next().unwrap().unwrap();
@@ -404,4 +414,36 @@ async fn an_archive_is_looked_at_checked_and_copied_without_a_cluster() {
     // The copy still has it; what was fetched stays, and what was not is fetched from there.
     let copy = Left { url: copy, key: other, ..left };
     assert!(copy.restore(&node, &[]).is_ok());
+}
+
+#[tokio::test]
+async fn an_archive_that_is_damaged_does_not_hide_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let repository = target::open(&url, &BTreeMap::new()).unwrap();
+    marker::ensure(&repository).await.unwrap();
+    let (sound, damaged) = (ClusterId::new(7), ClusterId::new(8));
+    Catalogue::empty(sound).append(&repository, "n1", vec![], vec![]).await.unwrap();
+    repository.create(&Layout::new(damaged).manifest(1), "{".into()).await.unwrap();
+    let backup = |arguments: &[&str]| {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
+        command.arg("backup").args(arguments).args(["--output", "json"]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), told, String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, listed, errors) = backup(&["list", &url]);
+    assert_eq!((code, listed["clusters"].as_array().unwrap().len()), (Some(0), 2), "{errors}");
+    assert!(listed["clusters"][0]["error"].as_str().unwrap().contains("manifest 1"), "{listed}");
+    assert_eq!((&listed["clusters"][1]["cluster_id"], &listed["clusters"][1]["manifest"]), (&7.into(), &1.into()));
+    let (code, _, refused) = backup(&["show", &url]);
+    assert!(code == Some(2) && refused.contains("0000000000000008 (can't be read)"), "{refused}");
+    assert_eq!(backup(&["show", &url, "--cluster", "7"]).0, Some(0));
+    // Damage leaves a failed proof, whoever finds it.
+    for kind in ["drill", "verify"] {
+        let (code, _, refused) = backup(&[kind, &url, "--cluster", "8"]);
+        assert_eq!(code, Some(4), "{refused}");
+        let proofs = repository.list(&Layout::new(damaged).proofs(), None).await.unwrap();
+        assert!(proofs.iter().any(|proof| proof.name.contains(kind)), "{proofs:?}");
+    }
 }

@@ -12,7 +12,7 @@ use super::bandwidth::Bandwidth;
 use super::source::{LogSource, Reached, SourceError};
 use crate::backup::log_object::LogObject;
 use crate::backup::manifest::Object;
-use crate::backup::repository::Repository;
+use crate::backup::repository::{Repository, StoreError};
 use crate::backup::settings::TargetSettings;
 use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::clock::Instant;
@@ -44,13 +44,18 @@ pub(super) enum Done {
     /// Entries are stored, perhaps not all of the shipment.
     Shipped(Shipment, Object),
     /// Entries of a shipment are not in the log any more.
-    Gone(LogPosition),
+    Gone {
+        /// The last entry before them, as the shipment had it.
+        after: Option<LogPosition>,
+        /// The last entry that was removed.
+        purged: LogPosition,
+    },
     /// A whole state is stored; nothing if the snapshot holds nothing.
     Full(Object),
     /// These objects may be replaced by one; `None` if the log does not have the entries any more.
     Merged(Vec<String>, Option<Object>),
-    /// The newest manifest still is there.
-    Checked,
+    /// It was looked for what must be there: that which is missing, if something is.
+    Checked(Option<String>),
 }
 
 /// A job under way.
@@ -65,7 +70,7 @@ impl<S: LogSource> Work<S> {
             let (settings, source) = (&work.settings, &work.source);
             let entries = match source.entries(after, upto.position.index, settings.flush_bytes).await {
                 Ok(entries) => entries,
-                Err(SourceError::Gone { purged }) => return Ok(Done::Gone(purged)),
+                Err(SourceError::Gone { purged }) => return Ok(Done::Gone { after, purged }),
                 Err(error) => return Err(error.into()),
             };
             let last = entries.last().map(|entry| entry.position);
@@ -133,11 +138,18 @@ impl<S: LogSource> Work<S> {
         })
     }
 
-    /// Looks whether the newest manifest is where it was.
-    pub(super) fn check(self: &Arc<Self>, manifest: String) -> Job {
+    /// Looks whether these objects are where they were.
+    pub(super) fn check(self: &Arc<Self>, names: Vec<String>) -> Job {
         let work = Arc::clone(self);
-        Box::pin(
-            async move { work.repository.head(&manifest).await.map(|_| Done::Checked).map_err(ArchiveError::from) },
-        )
+        Box::pin(async move {
+            for name in names {
+                match work.repository.head(&name).await {
+                    Ok(_) => {}
+                    Err(StoreError::Missing { .. }) => return Ok(Done::Checked(Some(name))),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(Done::Checked(None))
+        })
     }
 }

@@ -112,6 +112,7 @@ impl<S: LogSource> Archiver<S> {
             // Also by those that only wait, so that they know whether they could.
             self.try_store().await?;
             let mut chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
+            self.compare(&chain)?;
             self.usable(!*at_work);
             loop {
                 let turn = async { active.wait_for(|active| *active).await.is_ok() };
@@ -141,6 +142,17 @@ impl<S: LogSource> Archiver<S> {
         }
     }
 
+    /// Refuses, once, an archive that has less than what was told as archived: it was emptied or replaced meanwhile.
+    fn compare(&self, chain: &Catalogue) -> Result<(), ArchiveError> {
+        let told = self.desk.status().borrow().archived.map(|archived| archived.position.index.get());
+        let found = chain.objects().map(|object| object.last.index).max();
+        if told <= found {
+            return Ok(());
+        }
+        let name = format!("what was archived up to entry {}", told.unwrap_or_default());
+        Err(CatalogueError::Replaced { name }.into())
+    }
+
     /// Finds out whether the store can hold an archive, and whether this node may write there.
     async fn try_store(&self) -> Result<(), ArchiveError> {
         let probed = probe::probe(&self.work.repository).await?;
@@ -165,9 +177,14 @@ impl<S: LogSource> Archiver<S> {
     }
 
     fn failed(&self, error: &ArchiveError) {
+        let lost = matches!(error, ArchiveError::Chain(error) if error.is_loss());
         let (backup, error) = (&self.work.settings.name, error.to_string());
         self.desk.tell(|status| {
             status.healthy = false;
+            if lost {
+                // Nobody may count on what is not there any more.
+                (status.archived, status.shipped, status.full, status.covered_at) = (None, None, None, None);
+            }
             status.full_under_way = false;
             status.errors += 1;
             let since = status.failing.take().map_or_else(clock::wall, |failing| failing.since);

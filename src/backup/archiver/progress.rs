@@ -73,6 +73,9 @@ pub struct Status {
     pub healthy: bool,
     /// Up to where everything is archived; `None` until the archive was read, or if there is none.
     pub archived: Option<Archived>,
+    /// The last entry that is archived as part of the log, or bridged by a whole state: those behind it are still to be
+    /// sent, even where a whole state that was made meanwhile reaches farther. `None` as for `archived`.
+    pub shipped: Option<LogPosition>,
     /// Everything that was applied here at this time is archived; `None` until that is known.
     pub covered_at: Option<Instant>,
     /// The newest whole state.
@@ -160,7 +163,9 @@ impl Desk {
         Revision::new(self.wanted.load(Ordering::Acquire))
     }
 
-    pub(super) fn is_full_wanted(&self) -> bool {
+    /// Whether one was asked for and is not archived yet.
+    #[must_use]
+    pub fn is_full_wanted(&self) -> bool {
         self.full_wanted.load(Ordering::Acquire)
     }
 

@@ -48,12 +48,14 @@ struct Inner {
     purged: Option<LogPosition>,
     marks: BTreeMap<u64, StateMark>,
     bytes: u64,
+    /// Whether it gives no entries for the time being.
+    stuck: bool,
 }
 
 impl Node {
     fn new() -> Arc<Self> {
         let machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();
-        let inner = Inner { machine, log: Vec::new(), purged: None, marks: BTreeMap::new(), bytes: 0 };
+        let inner = Inner { machine, log: Vec::new(), purged: None, marks: BTreeMap::new(), bytes: 0, stuck: false };
         Arc::new(Self { dir: tempfile::tempdir().unwrap(), inner: Mutex::new(inner) })
     }
 
@@ -139,6 +141,10 @@ impl LogSource for Node {
         bytes_max: u64,
     ) -> Result<Vec<LogEntry>, SourceError> {
         tokio::task::yield_now().await;
+        let stuck = self.inner.lock().stuck;
+        if stuck {
+            std::future::pending::<()>().await;
+        }
         let inner = self.inner.lock();
         let first = after.map_or(0, |after| after.index.get() + 1);
         if let Some(purged) = inner.purged.filter(|purged| purged.index.get() >= first) {
@@ -477,6 +483,74 @@ async fn an_archive_that_somebody_removed_is_noticed_and_begun_anew() {
     node.write(10);
     let running = Running::start(&node, &repository, settings(), "n1");
     running.archived(19).await;
+    check(&repository, &node, &Identities::default()).await;
+}
+
+/// Removes the archive, but not the marker of the repository.
+async fn empty(repository: &Repository) {
+    let folder = crate::backup::layout::cluster_name(CLUSTER);
+    for object in repository.list(&folder, None).await.unwrap() {
+        repository.delete(&object.name).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_archive_that_is_emptied_while_it_grows_is_told_and_counted_on_no_more() {
+    let (node, repository) = (Node::new(), memory());
+    node.write(10);
+    let running = Running::start(&node, &repository, settings(), "n1");
+    running.archived(9).await;
+    empty(&repository).await;
+    // It has no cause to look at what it wrote before.
+    for _ in 0..3 {
+        node.write(10);
+        running.archived(node.last()).await;
+    }
+    tokio::time::pause();
+    tokio::time::advance(super::worker::CHECK_INTERVAL).await;
+    tokio::time::resume();
+    let status = running.until("it is told", |status| status.failing.is_some()).await;
+    let error = status.failing.unwrap().error;
+    assert!(error.contains("emptied or replaced"), "{error}");
+    assert!(!status.healthy && status.archived.is_none() && status.shipped.is_none());
+}
+
+#[tokio::test]
+async fn who_waits_for_its_turn_counts_no_more_on_an_archive_that_was_emptied() {
+    let (node, repository) = (Node::new(), memory());
+    node.write(10);
+    let running = Running::start(&node, &repository, settings(), "n1");
+    running.archived(9).await;
+    running.active.send_replace(false);
+    empty(&repository).await;
+    tokio::time::pause();
+    tokio::time::advance(RECHECK_INTERVAL * 2).await;
+    tokio::time::resume();
+    let status = running.until("it is told", |status| status.archived.is_none()).await;
+    assert!(status.errors > 0);
+    // What comes then is a new archive.
+    running.active.send_replace(true);
+    running.archived(9).await;
+    check(&repository, &node, &Identities::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_state_that_overtakes_the_log_is_not_taken_for_its_end() {
+    let (node, repository) = (Node::new(), memory());
+    node.write(10);
+    let running = Running::start(&node, &repository, settings(), "n1");
+    running.archived(9).await;
+    node.inner.lock().stuck = true;
+    node.write(20);
+    running.desk.want_full();
+    let status = running.archived(29).await;
+    assert_eq!(status.shipped.unwrap().index.get(), 9, "what lies between is still wanted");
+    drop(running);
+    node.inner.lock().stuck = false;
+    let running = Running::start(&node, &repository, settings(), "n1");
+    let shipped = |status: &Status| status.shipped.is_some_and(|shipped| shipped.index.get() == 29);
+    let status = running.until("the log is sent", shipped).await;
+    assert_eq!((status.gap, status.sent_full.objects), (None, 0));
     check(&repository, &node, &Identities::default()).await;
 }
 

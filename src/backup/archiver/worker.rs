@@ -19,7 +19,7 @@ use super::merging;
 use super::progress::{Archived, Desk, FullStatus, Gap, Sent, Status};
 use super::source::LogSource;
 use crate::backup::catalogue::{Catalogue, CatalogueError};
-use crate::backup::layout::{Kind, Layout};
+use crate::backup::layout::{Kind, Layout, REPOSITORY};
 use crate::backup::manifest::Object;
 use crate::clock::{self, Instant};
 use crate::types::{LogPosition, Revision, WallTime};
@@ -33,8 +33,9 @@ const URGENT_INTERVAL: Duration = Duration::from_millis(50);
 /// How soon it is looked again for an entry that somebody waits for, and that is not applied here yet.
 const WANTED_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often the newest manifest is looked for, so that it is noticed when somebody removed the archive.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked for what has belonged to the archive for long, so that it is noticed when somebody emptied or
+/// replaced it. What this node has just written tells nothing of that.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often groups to merge are looked for, as a part of the time they span, and the bounds of that.
 const MERGE_LOOK_PART: u32 = 10;
@@ -72,6 +73,8 @@ pub(super) struct Worker<'a, S> {
     urgent_at: Instant,
     merge_at: Instant,
     check_at: Instant,
+    /// The newest manifest at the last check.
+    checked: Option<u64>,
     full_at: Option<WallTime>,
     /// Everything applied at that time is archived; since this node archives.
     covered_at: Option<Instant>,
@@ -82,6 +85,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     pub(super) fn new(work: Arc<Work<S>>, desk: &'a Desk, chain: Catalogue) -> Self {
         let now = clock::now();
         let flushed_bytes = work.source.written_bytes();
+        let checked = chain.head().map(|head| head.seq);
         let mut worker = Self {
             work,
             desk,
@@ -102,6 +106,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             urgent_at: now,
             merge_at: now,
             check_at: now + CHECK_INTERVAL,
+            checked,
             full_at: None,
             covered_at: None,
         };
@@ -143,6 +148,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
         self.desk.tell(|status| {
             status.archived = end.map(|position| Archived { position, revision }).max_by_position(status.archived);
+            status.shipped = self.shipped;
             status.full = newest;
             (status.objects, status.object_bytes) = (objects, bytes);
         });
@@ -173,13 +179,19 @@ impl<'a, S: LogSource> Worker<'a, S> {
             self.merge_at = now + (interval / MERGE_LOOK_PART).clamp(MERGE_LOOK_MIN, MERGE_LOOK_MAX);
             self.merge_if_due(interval);
         }
-        if !self.checking
-            && now >= self.check_at
-            && let Some(head) = self.chain.head()
-        {
+        if !self.checking && now >= self.check_at {
             self.checking = true;
-            self.jobs.push(self.work.check(Layout::new(self.work.cluster).manifest(head.seq)));
+            self.check_at = now + CHECK_INTERVAL;
+            self.jobs.push(self.work.check(self.must_be_there()));
         }
+    }
+
+    /// What is looked for at a check: the marker of the repository, the newest whole state and the manifest that was
+    /// the newest at the check before.
+    fn must_be_there(&self) -> Vec<String> {
+        let full = self.chain.fulls().last().map(|full| full.name.clone());
+        let manifest = self.checked.map(|seq| Layout::new(self.work.cluster).manifest(seq));
+        [Some(REPOSITORY.to_owned()), full, manifest].into_iter().flatten().collect()
     }
 
     /// Whether more of the log can be sent: behind a whole state, one piece after the other.
@@ -258,9 +270,14 @@ impl<'a, S: LogSource> Worker<'a, S> {
                 self.shipping = false;
                 self.shipped_some(shipment, object).await
             }
-            Done::Gone(purged) => {
+            Done::Gone { after, purged } => {
                 self.shipping = false;
-                self.gone(purged);
+                if self.shipped == after {
+                    self.gone(purged);
+                } else {
+                    // What another node has archived meanwhile may reach behind them.
+                    self.urgent = true;
+                }
                 Ok(())
             }
             Done::Full(object) => {
@@ -274,12 +291,27 @@ impl<'a, S: LogSource> Worker<'a, S> {
                     None => Ok(()),
                 }
             }
-            Done::Checked => {
+            Done::Checked(missing) => {
                 self.checking = false;
-                self.check_at = clock::now() + CHECK_INTERVAL;
-                Ok(())
+                self.checked(missing).await
             }
         }
+    }
+
+    /// Sees whether what a check did not find still belongs to the archive.
+    async fn checked(&mut self, missing: Option<String>) -> Result<(), ArchiveError> {
+        if let Some(name) = missing {
+            // Another one may have dropped it from the archive, or pruned the manifest: then it may be gone.
+            self.chain.refresh(&self.work.repository).await?;
+            if name == REPOSITORY || self.chain.object(&name).is_some() {
+                return Err(CatalogueError::Replaced { name }.into());
+            }
+            // As a whole: the chain may be broken where it is not looked at otherwise.
+            self.chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
+            self.look_around();
+        }
+        self.checked = self.chain.head().map(|head| head.seq);
+        Ok(())
     }
 
     async fn shipped_some(&mut self, shipment: Shipment, object: Object) -> Result<(), ArchiveError> {
@@ -304,6 +336,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             let known = complete.then_some(shipment.upto.state.revision);
             let revision = known.or(status.archived.map(|archived| archived.revision)).unwrap_or_default();
             status.archived = Some(Archived { position: last, revision }).max_by_position(status.archived);
+            status.shipped = Some(last);
         });
         self.all_is_well();
         if complete {
@@ -335,6 +368,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
                     "a whole state bridges a gap in the archive"
                 );
                 self.shipped = Some(bridge);
+                self.desk.tell(|status| status.shipped = Some(bridge));
                 self.urgent = true;
             }
             None => {
@@ -372,6 +406,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
             let revision = newest.map_or(Revision::ZERO, |full| full.revision);
             status.archived =
                 Some(Archived { position: object.last.into(), revision }).max_by_position(status.archived);
+            status.shipped = self.shipped;
         });
         self.all_is_well();
         Ok(())
@@ -413,11 +448,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 
     async fn append(&mut self, adds: Vec<Object>, drops: Vec<String>) -> Result<(), CatalogueError> {
-        let appended = self.chain.append(&self.work.repository, &self.work.author, adds, drops).await;
-        if appended.is_ok() {
-            self.check_at = clock::now() + CHECK_INTERVAL;
-        }
-        appended
+        self.chain.append(&self.work.repository, &self.work.author, adds, drops).await
     }
 
     fn overtaken(&mut self) {

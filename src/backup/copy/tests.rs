@@ -70,7 +70,7 @@ async fn an_interrupted_copy_goes_on_with_what_is_missing() {
         }
     };
     let error = copy(&archive.repository, &to, CLUSTER, None, "test", interrupt).await.unwrap_err();
-    assert!(matches!(error, CopyError::Put(_) | CopyError::Store(_)), "{error}");
+    assert!(matches!(error, CopyError::TargetCatalogue(_) | CopyError::TargetStore(_)), "{error}");
     faults.clear();
     let partial = check(&to, &Identities::default(), &sample).await;
     assert!(partial.reached.is_some(), "what is there can be restored");
@@ -137,7 +137,7 @@ async fn a_large_object_is_copied_in_parts_and_not_twice() {
     let other = Object { sha256: Sha([0; 32]), ..large };
     assert!(matches!(
         as_it_is(&archive.repository, &to, &other).await,
-        Err(CopyError::Store(StoreError::Exists { .. }))
+        Err(CopyError::TargetStore(StoreError::Exists { .. }))
     ));
     drop(sample);
 }

@@ -153,12 +153,15 @@ async fn an_archive_without_a_snapshot_says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn an_idle_cluster_can_be_restored_to_the_time_its_archive_was_written_last() {
-    // Nothing was proposed for years, but the manifest was written now.
+async fn what_is_not_known_begins_behind_the_last_entry_whoever_wrote_the_last_manifest() {
+    // Nothing was archived for years, but the manifest was written now, as pruning does.
     let catalogue = catalogue([full(10), piece(11, 20, true)]).await;
-    let target = Target::Time(WallTime::new(catalogue.head().unwrap().written_at));
-    let plan = plan(&catalogue, target).unwrap();
-    assert_eq!((read(&plan), plan.index.clone()), ((10, vec![20]), 10..=20));
+    let until = plan(&catalogue, Target::Latest).unwrap().archived_until;
+    assert!(until < WallTime::new(catalogue.head().unwrap().written_at));
+    let at = plan(&catalogue, Target::Time(until)).unwrap();
+    assert_eq!((read(&at), at.index.clone()), ((10, vec![20]), 10..=20));
+    let later = plan(&catalogue, Target::Time(WallTime::new(until.get() + 1)));
+    assert!(matches!(later, Err(PlanError::Outside { .. })), "{later:?}");
 }
 
 #[tokio::test]

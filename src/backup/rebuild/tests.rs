@@ -284,3 +284,26 @@ async fn objects_of_another_cluster_are_refused() {
     let error = other.steps().next().unwrap().unwrap_err().to_string();
     assert!(error.contains("it is of cluster 171, not 172"), "{error}");
 }
+
+#[test]
+fn a_disk_that_can_not_be_read_is_no_damage() {
+    let io = || std::io::Error::other("broken");
+    let file = || PathBuf::from("x");
+    let read = StageError::Io { action: "read", path: file(), source: io() };
+    assert!(!RebuildError::Entries(Box::new(read)).is_damage());
+    let damaged = StageError::Damaged { name: "x".into(), why: "it ends early".into() };
+    assert!(RebuildError::Entries(Box::new(damaged)).is_damage());
+    let source = Box::new(LoadError::Records(SnapshotError::Io { action: "read".into(), source: io() }));
+    assert!(!RebuildError::Snapshot { path: file(), source }.is_damage());
+}
+
+#[tokio::test]
+async fn numbers_that_no_disk_has_room_for_are_told_and_not_added_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, _, catalogue) = archived(folder.path(), &Recipients::default()).await;
+    let mut plan = plan::plan(&catalogue, Target::Latest).unwrap();
+    plan.full.plain_bytes = u64::MAX;
+    let stage = Stage::open(&folder.path().join("stage")).unwrap();
+    let error = stage.fill(&repository, &plan, &Identities::default(), |_| ()).await.map(drop).unwrap_err();
+    assert!(matches!(error, StageError::NoRoom { needed: u64::MAX, plain: u64::MAX, .. }), "{error}");
+}

@@ -14,7 +14,7 @@ use super::{Finding, Level, Report, VerifyError};
 const BROKEN_CHAIN: &str = "what was archived before is not to be believed; restore from another repository if you must, and archive to a \
                             new prefix from now on";
 const LOST: &str = "points that need it can't be restored; take it from a copy of the repository, or make a new snapshot now: quorate \
-                    backup run --full";
+                    backup run NAME";
 const TWO_HISTORIES: &str = "two clusters with one id have archived here; keep all of it, archive to a new prefix from now on, and find out \
                              which one was meant";
 const ORPHANS: &str = "nothing to do: they were left behind or replaced; quorate backup prune removes them";
@@ -80,13 +80,13 @@ pub(super) fn existence(catalogue: &Catalogue, listed: &BTreeMap<String, Listed>
     }
     report.orphans = listed.values().filter(|found| catalogue.object(&found.name).is_none()).cloned().collect();
     if !report.orphans.is_empty() {
-        let bytes: u64 = report.orphans.iter().map(|orphan| orphan.bytes).sum();
+        let bytes = report.orphans.iter().fold(0_u64, |sum, orphan| sum.saturating_add(orphan.bytes));
         let what = format!("{} objects ({bytes} bytes) do not belong to the archive", report.orphans.len());
         report.findings.push(Finding::note(None, what, ORPHANS));
     }
     if catalogue.fulls().is_empty() {
         let what = "there is no snapshot: nothing can be restored";
-        report.findings.push(Finding::damage(None, what, "make one now: quorate backup run --full"));
+        report.findings.push(Finding::damage(None, what, "make one now: quorate backup run NAME"));
     }
 }
 

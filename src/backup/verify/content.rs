@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::super::catalogue::Catalogue;
-use super::super::layout::Kind;
+use super::super::layout::{Kind, is_encrypted};
 use super::super::manifest::Object;
 use super::super::replay::{Replay, ReplayError};
 use super::super::repository::{Repository, StoreError};
@@ -28,10 +28,10 @@ use crate::types::{ClusterId, LogPosition};
 const FETCHES_AT_ONCE: usize = 4;
 
 const DAMAGED: &str = "points that need it can't be restored; take it from a copy of the repository, or make a new snapshot now: \
-                       quorate backup run --full";
+                       quorate backup run NAME";
 const KEY: &str = "name the file of the private key whose public key was configured when it was archived: --identity";
 const DIFFERS: &str = "the archive does not lead to the state that the cluster had: keep everything, make a new snapshot now (quorate \
-                       backup run --full), and compare the members' state hashes (quorate doctor)";
+                       backup run NAME), and compare the members' state hashes (quorate doctor)";
 
 /// A folder that is removed with all that is in it.
 struct Scratch(PathBuf);
@@ -75,6 +75,9 @@ struct Fetcher<'a> {
     bytes: AtomicU64,
     bytes_total: u64,
     progress: &'a (dyn Fn(Progress) + Send + Sync),
+    /// Whether any encrypted object was opened, and whether any was not, for want of the right key.
+    opened: AtomicBool,
+    shut: AtomicBool,
 }
 
 impl Fetcher<'_> {
@@ -86,7 +89,10 @@ impl Fetcher<'_> {
         };
         let fetched = transfer::fetch(self.repository, object, self.scope.identities, &path, seen).await;
         let file = match fetched {
-            Ok(()) => Ok(LocalFile(path)),
+            Ok(()) => {
+                self.opened.fetch_or(is_encrypted(&object.name), Ordering::Relaxed);
+                Ok(LocalFile(path))
+            }
             Err(FetchError::Store(StoreError::Missing { .. })) => {
                 Err(Finding::damage(Some(&object.name), "it can't be fetched: it is missing", DAMAGED))
             }
@@ -94,6 +100,7 @@ impl Fetcher<'_> {
             Err(FetchError::Local { path, source }) => return Err(VerifyError::Scratch { path, source }),
             Err(FetchError::Open { source: OpenError::NoIdentity, .. }) => return Err(VerifyError::NoIdentity),
             Err(FetchError::Open { source: error @ OpenError::WrongIdentity, .. }) => {
+                self.shut.store(true, Ordering::Relaxed);
                 Err(Finding::damage(Some(&object.name), error.to_string(), KEY))
             }
             Err(FetchError::Open { source, .. }) => {
@@ -115,7 +122,8 @@ pub(super) async fn check(
 ) -> Result<(), VerifyError> {
     let scratch = Scratch::new(scope.scratch)?;
     let (bytes, bytes_total) = (AtomicU64::new(0), report.bytes);
-    let fetcher = Fetcher { repository, scope, scratch: &scratch, bytes, bytes_total, progress };
+    let (opened, shut) = (AtomicBool::new(false), AtomicBool::new(false));
+    let fetcher = Fetcher { repository, scope, scratch: &scratch, bytes, bytes_total, progress, opened, shut };
     let mut replayed = BTreeSet::new();
     if scope.level >= Level::Replay {
         for run in report.runs.clone() {
@@ -146,6 +154,10 @@ pub(super) async fn check(
             Err(Broken::Content(why)) => report.findings.push(Finding::damage(Some(&object.name), why, DAMAGED)),
             Err(Broken::Replay(error)) => return Err(VerifyError::Replay(error)),
         }
+    }
+    // A key that opens some of it is told of each object that it does not open; one that opens nothing is a wrong one.
+    if fetcher.shut.load(Ordering::Relaxed) && !fetcher.opened.load(Ordering::Relaxed) {
+        return Err(VerifyError::WrongIdentity);
     }
     Ok(())
 }

@@ -234,6 +234,12 @@ pub enum VerifyError {
     /// Objects are encrypted, and there is no key.
     #[error("the archive is encrypted: levels 3 and 4 need a private key (--identity FILE); levels 1 and 2 don't")]
     NoIdentity,
+    /// The keys that were given open nothing.
+    #[error(
+        "none of the given private keys opens any encrypted object of the archive: it was encrypted to other public keys; name \
+         the file of the key that was configured when it was archived (--identity FILE)"
+    )]
+    WrongIdentity,
     /// The local disk does not do.
     #[error("can't use {} for the check: {source}", .path.display())]
     Scratch {
@@ -263,7 +269,8 @@ pub async fn verify(
     let Some(catalogue) = chain::catalogue(repository, &mut report).await? else { return Ok(report) };
     report.head = catalogue.head();
     report.objects = catalogue.objects().count() as u64;
-    report.bytes = catalogue.objects().map(|object| object.bytes).sum();
+    // The numbers of manifests are anybody's.
+    report.bytes = catalogue.objects().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
     report.runs = runs(&catalogue);
     let listed = listed(repository, cluster).await?;
     chain::existence(&catalogue, &listed, &mut report);

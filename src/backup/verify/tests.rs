@@ -235,12 +235,30 @@ async fn what_could_not_be_checked_is_an_error_and_not_damage() {
     assert!(setup.check(Level::Chain).await.unwrap().passed(), "no key is needed");
     assert!(matches!(setup.check(Level::Content).await, Err(VerifyError::NoIdentity)));
     setup.identities = Identities::generate().0;
-    let report = setup.check(Level::Content).await.unwrap();
-    assert!(!report.passed() && report.findings[0].to_string().contains("--identity"), "{:?}", report.findings);
+    for level in [Level::Content, Level::Replay] {
+        assert!(matches!(setup.check(level).await, Err(VerifyError::WrongIdentity)), "level {level:?}");
+    }
     setup.identities = keys;
     let scope = Scope { level: Level::Exist, identities: &setup.identities, scratch: setup.sample.folder.path() };
     let error = verify(&setup.archive.repository, ClusterId::new(8), scope, &|_| {}).await.unwrap_err();
     assert!(error.to_string().contains("it holds 0000000000000007"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_key_does_not_open_is_found_where_it_opens_the_rest() {
+    let mut setup = setup(true).await;
+    setup.sample.grow(10);
+    setup.archive.recipients = Recipients::parse(&[Identities::generate().1]).unwrap();
+    let name = setup.sample.archive_log(&mut setup.archive, 70..=79).await;
+    for level in [Level::Content, Level::Replay] {
+        let report = setup.check(level).await.unwrap();
+        let shut: Vec<_> = report.findings.iter().map(|finding| (finding.object.as_deref(), finding.advice)).collect();
+        assert!(!report.passed(), "level {level:?}");
+        assert!(
+            matches!(&shut[..], [(Some(object), advice)] if *object == name && advice.contains("--identity")),
+            "{shut:?}"
+        );
+    }
 }
 
 #[tokio::test]

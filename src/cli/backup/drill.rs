@@ -24,6 +24,8 @@ use crate::backup::segment::StateMark;
 use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact};
+use crate::cli::failure::Exit;
+use crate::cli::interrupt::interruptible;
 use crate::cli::restore::{PointArgs, fetch, restore_failure};
 use crate::cli::restore_prefix::scratch;
 use crate::cli::{Failure, failure, recover};
@@ -34,7 +36,7 @@ use crate::node::{ArchiveConfig, Emptied, MemberPolicy, NodeConfig, Origin, Rest
 use crate::raft::{LogConfig, RaftConfig, Raise, Timers};
 use crate::server::{Server, ServerConfig};
 use crate::state::StateConfig;
-use crate::types::{Key, KeyRange, LogIndex, Member, WallTime};
+use crate::types::{ClusterId, Key, KeyRange, LogIndex, Member, WallTime};
 
 /// Keys that are read one by one at most.
 const SAMPLE_MAX: u32 = 1_000;
@@ -100,36 +102,45 @@ struct Times {
 
 impl Drill {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        super::again_and_again(self.every, async || self.once(global).await).await
+        interruptible(super::again_and_again(self.every, async || self.once(global).await)).await
     }
 
     async fn once(&self, global: &Global) -> Result<(), Failure> {
         let repository = self.store.open(&self.repository)?;
-        let catalogue = archive::catalogue(&repository, &self.cluster).await?;
+        let cluster = archive::cluster(&repository, &self.cluster).await?;
+        let (begun_at, begun) = (clock::wall(), clock::now());
+        let catalogue = match archive::read(&repository, cluster).await {
+            Ok(catalogue) => catalogue,
+            Err(error) => {
+                self.keep(&repository, cluster, failed(&error, "reading the manifests", begun_at)).await;
+                return Err(error);
+            }
+        };
         let target = match self.point.target() {
             Target::Latest => any_point(&catalogue)?,
             given => given,
         };
         let plan = plan::plan(&catalogue, target).map_err(|error| archive::plan_failure(&error))?;
         let identities = self.keys.for_plan(&plan)?;
-        let (begun_at, begun) = (clock::wall(), clock::now());
         let drilled = self.drill(&repository, &plan, &identities).await;
-        let mut proof = match &drilled {
-            Ok(told) => proof_of(&plan, told, begun_at),
-            Err(error) => Proof {
-                findings: vec![format!("restoring {}: {error}", plan.target)],
-                ..Proof::new(ProofKind::Drill, AUTHOR, false, begun_at, clock::wall())
-            },
+        let proof = match &drilled {
+            Ok(told) => Some(proof_of(&plan, told, begun_at)),
+            Err(error) => failed(error, &format!("restoring {}", plan.target), begun_at),
         };
-        proof.manifest = catalogue.head().map(|head| head.seq);
-        if !self.no_proof
-            && let Err(error) = proof::write(&repository, plan.cluster, &proof).await
-        {
-            failure::note(&format!("the proof could not be kept: {error}"));
-        }
+        let manifest = catalogue.head().map(|head| head.seq);
+        self.keep(&repository, cluster, proof.map(|proof| Proof { manifest, ..proof })).await;
         let mut told = drilled?.told;
         told.push(("total_ms", json!(millis(begun.elapsed()))));
         facts::tell(global, told)
+    }
+
+    /// Keeps a proof beside the archive, if there is one and it is wanted.
+    async fn keep(&self, repository: &Repository, cluster: ClusterId, proof: Option<Proof>) {
+        if let Some(proof) = proof.filter(|_| !self.no_proof)
+            && let Err(error) = proof::write(repository, cluster, &proof).await
+        {
+            failure::note(&format!("the proof could not be kept: {error}"));
+        }
     }
 
     async fn drill(&self, repository: &Repository, plan: &Plan, identities: &Identities) -> Result<Drilled, Failure> {
@@ -148,7 +159,7 @@ impl Drill {
         let build = begun.elapsed() - fetch;
         let server = Server::open(config(data_dir, member)).await;
         let server =
-            server.map_err(|error| Failure::integrity(format!("what was restored can't be started: {error}")))?;
+            server.map_err(|error| Failure::unavailable(format!("what was restored can't be started: {error}")))?;
         let asked = ask(&server, &restored).await;
         server.stop().await;
         let (served_at, read_keys) = asked?;
@@ -156,6 +167,14 @@ impl Drill {
         let times = Times { fetch, build, serve, read: served_at.elapsed() };
         Ok(Drilled { told: facts_of(plan, &restored, read_keys, &times), reached: restored.reached })
     }
+}
+
+/// What is kept of a drill that failed: nothing if it says nothing about the archive, but about this machine or the store.
+fn failed(error: &Failure, doing: &str, begun_at: WallTime) -> Option<Proof> {
+    matches!(error, Failure::Line(Exit::Integrity, _)).then(|| Proof {
+        findings: vec![format!("{doing}: {error}")],
+        ..Proof::new(ProofKind::Drill, AUTHOR, false, begun_at, clock::wall())
+    })
 }
 
 /// What is kept beside the archive of a drill that went well.
@@ -214,11 +233,14 @@ fn config(data_dir: PathBuf, member: Member) -> ServerConfig {
 /// Starts the node and asks it; tells when it served, and how many keys were read one by one.
 async fn ask(server: &Server, restored: &Restored) -> Result<(Instant, usize), Failure> {
     let wrong = |what: String| Failure::integrity(format!("what was restored {what}"));
-    server.start().await.map_err(|error| wrong(format!("can't be started: {error}")))?;
+    // Its state was compared before it got here, so that is the ports, the disk or the pace of this machine.
+    let here =
+        |what: String| Failure::unavailable(format!("what was restored {what}; that may be due to this machine"));
+    server.start().await.map_err(|error| here(format!("can't be started: {error}")))?;
     let deadline = clock::now() + SERVE_TIMEOUT;
     while let Err(why) = server.node().ready(clock::now() + REQUEST_TIMEOUT).await {
         if clock::now() > deadline {
-            return Err(wrong(format!("does not serve: {why}")));
+            return Err(here(format!("does not serve: {why}")));
         }
         tokio::time::sleep(SERVE_PAUSE).await;
     }

@@ -11,9 +11,10 @@ use crate::backup::manifest::Object;
 use crate::backup::plan;
 use crate::backup::proof::{self, Proof, ProofKind};
 use crate::backup::repository::Repository;
-use crate::cli::archive::{self, ClusterArg, StoreArgs};
+use crate::cli::archive::{self, Archived, ClusterArg, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact, size, time};
+use crate::cli::failure::Exit;
 use crate::cli::output::Format;
 use crate::cli::{Failure, Output};
 use crate::types::{ClusterId, Revision, WallTime};
@@ -50,7 +51,7 @@ impl List {
         match out.format {
             Format::Json => {
                 let clusters: Vec<Value> =
-                    clusters.iter().map(|found| Value::Object(facts::object(of(found)))).collect();
+                    clusters.iter().map(|found| Value::Object(facts::object(listed(found)))).collect();
                 out.json(&json!({ "repository": repository.url(), "clusters": clusters }))?;
             }
             Format::Text => {
@@ -61,7 +62,28 @@ impl List {
                 out.table(&rows)?;
             }
         }
-        out.finish()
+        out.finish()?;
+        // What is damaged is told in its row; what the store did not tell may be anything.
+        match clusters.into_iter().find_map(|(_, read)| read.err().filter(is_unavailable)) {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_unavailable(failure: &Failure) -> bool {
+    matches!(failure, Failure::Line(Exit::Unavailable, _))
+}
+
+/// What is known of a cluster's archive, or why nothing is.
+fn listed((cluster, read): &Archived) -> Vec<Fact> {
+    match read {
+        Ok(catalogue) => of(catalogue),
+        Err(failure) => vec![
+            ("cluster", json!(cluster_name(*cluster))),
+            ("cluster_id", json!(cluster.get())),
+            ("error", json!(failure.to_string())),
+        ],
     }
 }
 
@@ -70,14 +92,22 @@ fn written(catalogue: &Catalogue) -> Option<String> {
 }
 
 fn bytes<'a>(objects: impl Iterator<Item = &'a Object>) -> u64 {
-    objects.map(|object| object.bytes).sum()
+    // The numbers of manifests are anybody's.
+    objects.fold(0, |sum: u64, object| sum.saturating_add(object.bytes))
 }
 
 fn windows(catalogue: &Catalogue) -> Vec<String> {
     plan::windows(catalogue).iter().map(ToString::to_string).collect()
 }
 
-fn row(catalogue: &Catalogue) -> Vec<String> {
+fn row((cluster, read): &Archived) -> Vec<String> {
+    let catalogue = match read {
+        Ok(catalogue) => catalogue,
+        Err(failure) => {
+            let unknown = std::iter::repeat_n("?".to_owned(), 4);
+            return std::iter::once(cluster_name(*cluster)).chain(unknown).chain([failure.to_string()]).collect();
+        }
+    };
     let windows = windows(catalogue);
     vec![
         cluster_name(catalogue.cluster()),

@@ -12,6 +12,9 @@ use crate::cli::connect::Global;
 use crate::cli::output::Format;
 use crate::clock;
 
+/// After this time the node that is asked has heard from the one that archives that it took the order.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
 /// How often it is looked whether the new state is archived.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -87,12 +90,12 @@ fn row(backup: &BackupInfo) -> Vec<String> {
 impl Run {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
         let client = global.client()?;
-        let newest = async || {
+        let standing = async || {
             let backups = client.backups().await?.value.backups;
             let found = backups.into_iter().find(|backup| backup.name == self.name);
-            Ok::<_, Failure>(found.and_then(|backup| backup.full))
+            Ok::<_, Failure>(found.map_or((None, false), |backup| (backup.full, backup.full_under_way)))
         };
-        let before = newest().await?.map(|full| full.time_unix_ms);
+        let before = standing().await?.0.map(|full| full.time_unix_ms);
         let mut out = global.out();
         let taken = client.run_backup(&self.name).await?.value;
         if !self.wait {
@@ -102,9 +105,12 @@ impl Run {
             }
             return out.finish();
         }
-        let deadline = clock::now() + self.patience;
+        let (deadline, settled) = (clock::now() + self.patience, clock::now() + SETTLED_AFTER);
         loop {
-            if let Some(full) = newest().await?.filter(|full| Some(full.time_unix_ms) > before) {
+            let (full, under_way) = standing().await?;
+            // Where nothing was written since, the same snapshot is sent again.
+            let done = |at: u64| Some(at) > before || !under_way && clock::now() >= settled;
+            if let Some(full) = full.filter(|full| done(full.time_unix_ms)) {
                 match out.format {
                     Format::Json => out.json(&full)?,
                     Format::Text => {

@@ -9,14 +9,17 @@ use serde_json::{Value, json};
 
 use crate::backup::copy::{self, Copied, CopyError, Reseal};
 use crate::backup::layout::cluster_name;
+use crate::backup::probe::ProbeError;
 use crate::backup::prune::{self, How, PruneError, Pruned};
 use crate::backup::repository::Repository;
 use crate::backup::retention::{Keep, Reason};
 use crate::backup::seal::Recipients;
+use crate::backup::transfer::StoreDataError;
 use crate::cli::Failure;
 use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, size};
+use crate::cli::interrupt::interruptible;
 use crate::cli::output::Format;
 use crate::cli::restore_prefix::scratch;
 use crate::clock;
@@ -177,6 +180,10 @@ pub(in crate::cli) struct Copy {
 
 impl Copy {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
+        interruptible(self.copy(global)).await
+    }
+
+    async fn copy(self, global: &Global) -> Result<(), Failure> {
         let from = self.store.open(&self.from)?;
         let to = StoreArgs::new(self.to_store_option, self.to_credentials_file).open_or_make(&self.to)?;
         let cluster = archive::cluster(&from, &self.cluster).await?;
@@ -192,7 +199,7 @@ impl Copy {
         };
         let copied = copy::copy(&from, &to, cluster, reseal, COPIER, seen).await;
         bar.finish_and_clear();
-        let copied = copied.map_err(|error| copy_failure(&from, &error))?;
+        let copied = copied.map_err(|error| copy_failure(&from, &to, &error))?;
         facts::tell(
             global,
             vec![
@@ -206,13 +213,22 @@ impl Copy {
     }
 }
 
-fn copy_failure(from: &Repository, error: &CopyError) -> Failure {
+fn copy_failure(from: &Repository, to: &Repository, error: &CopyError) -> Failure {
     match error {
         CopyError::Source(error) => archive::marker_failure(from, error),
         CopyError::Catalogue(error) => archive::catalogue_failure(from, "", error),
         CopyError::Fetch(error) => archive::fetch_failure(from, error),
         CopyError::Store(error) => archive::store(from, error),
-        CopyError::Put(_) => Failure::unavailable(error.to_string()),
-        CopyError::Target(_) | CopyError::NoArchive { .. } => Failure::usage(error.to_string()),
+        CopyError::TargetCatalogue(error) => archive::catalogue_failure(to, "", error),
+        CopyError::TargetStore(error)
+        | CopyError::Put(StoreDataError::Store(error))
+        | CopyError::Target(ProbeError::Store { source: error, .. }) => archive::store(to, error),
+        CopyError::Target(ProbeError::Marker(error)) => archive::marker_failure(to, error),
+        CopyError::Put(StoreDataError::Local(_)) => {
+            Failure::usage(format!("{error}; the folder to work in is --scratch, or else the temporary directory"))
+        }
+        CopyError::Target(ProbeError::Right { .. } | ProbeError::Replaces { .. }) | CopyError::NoArchive { .. } => {
+            Failure::usage(error.to_string())
+        }
     }
 }

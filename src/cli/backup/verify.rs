@@ -15,6 +15,8 @@ use crate::backup::verify::{self, Level, Report, Scope, Severity, VerifyError};
 use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact, size};
+use crate::cli::failure::Exit;
+use crate::cli::interrupt::interruptible;
 use crate::cli::output::Format;
 use crate::cli::restore_prefix::scratch;
 use crate::cli::{Failure, failure};
@@ -60,20 +62,17 @@ pub(in crate::cli) struct Verify {
 
 impl Verify {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
-        super::again_and_again(self.every, async || self.once(global).await).await
+        interruptible(super::again_and_again(self.every, async || self.once(global).await)).await
     }
 
     async fn once(&self, global: &Global) -> Result<(), Failure> {
         let repository = self.store.open(&self.repository)?;
-        let catalogue = match archive::catalogue(&repository, &self.cluster).await {
+        let cluster = archive::cluster(&repository, &self.cluster).await?;
+        let catalogue = match archive::read(&repository, cluster).await {
             Ok(catalogue) => Some(catalogue),
-            // A chain that can't be read is a finding of its own, with advice, where the cluster is known.
-            Err(_) if self.cluster.is_given() => None,
+            // A chain that can't be read is a finding of its own, with advice.
+            Err(Failure::Line(Exit::Integrity, _)) => None,
             Err(error) => return Err(error),
-        };
-        let cluster = match &catalogue {
-            Some(catalogue) => catalogue.cluster(),
-            None => archive::cluster(&repository, &self.cluster).await?,
         };
         let identities = self.keys.identities()?;
         let sealed = catalogue.is_some_and(|found| found.objects().any(|object| is_encrypted(&object.name)));
@@ -121,6 +120,7 @@ fn verify_failure(repository: &Repository, error: &VerifyError) -> Failure {
         VerifyError::Marker(error) => archive::marker_failure(repository, error),
         VerifyError::NoArchive { .. }
         | VerifyError::NoIdentity
+        | VerifyError::WrongIdentity
         | VerifyError::Scratch { .. }
         | VerifyError::Replay(_) => Failure::usage(error.to_string()),
     }
@@ -163,7 +163,7 @@ fn tell(global: &Global, report: &Report) -> Result<(), Failure> {
         }
         Format::Text => {
             out.text(&facts::lines(&told, Value::to_string))?;
-            let waste: u64 = report.orphans.iter().map(|object| object.bytes).sum();
+            let waste = report.orphans.iter().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
             if waste > 0 {
                 out.line(&format!(
                     "\n{} of objects belong to nothing; 'quorate backup prune' removes them",

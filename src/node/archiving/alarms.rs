@@ -16,6 +16,9 @@ use crate::types::WallTime;
 /// A store that fails for less than this is no news.
 const FAILING_GRACE: Duration = Duration::from_secs(3);
 
+/// A store that says nothing at all for so long is taken for one that hangs.
+const SILENT_MAX: Duration = Duration::from_secs(60);
+
 /// A gap is told for this long behind its bridge.
 const GAP_TOLD: Duration = Duration::from_secs(24 * 3_600);
 
@@ -84,6 +87,18 @@ fn causes(place: &Place, rpo: Option<Duration>, others: &[String]) -> Vec<Cause>
             action: "make the store usable for this node; what was written meanwhile is sent then",
         });
     }
+    if !status.healthy
+        && status.failing.is_none()
+        && place.trouble(&status).is_none()
+        && place.began.elapsed() > SILENT_MAX
+    {
+        causes.push(Cause {
+            name: "backup_failing",
+            since: None,
+            detail: format!("{} has neither done nor refused what this node asked of it", place.url),
+            action: "see whether the store, or the disk that is mounted there, answers at all",
+        });
+    }
     if let Some(Gap { after, until, since }) = status.gap.filter(|gap| age(gap.since) < GAP_TOLD) {
         let end = until.map_or("a whole state is being sent".to_owned(), |until| format!("entry {until}"));
         causes.push(Cause {
@@ -129,7 +144,7 @@ fn unproven(health: &Health, url: &str) -> Option<Cause> {
             name: "backup_damaged",
             since: Some(*at),
             detail: format!("the archive in {url} did not pass its last check: {finding}"),
-            action: "run 'quorate backup verify' for all findings; 'quorate backup run' sends a whole state that does not need what is damaged",
+            action: "run 'quorate backup verify --level 4' for all findings, and to end this alarm once it passes; 'quorate backup run' sends a whole state that does not need what is damaged",
         });
     }
     if let Some(at) = old(health.verified, UNVERIFIED_MAX) {
@@ -162,7 +177,7 @@ mod tests {
         let fresh = Health { since: days_ago(0), ..Health::default() };
         assert_eq!(name(&fresh), None, "there was no time yet");
         let proven =
-            Health { since: days_ago(90), verified: Some(days_ago(1)), drilled: Some(days_ago(6)), failed: None };
+            Health { since: days_ago(90), verified: Some(days_ago(1)), drilled: Some(days_ago(6)), ..fresh.clone() };
         assert_eq!(name(&proven), None);
         assert_eq!(name(&Health { since: days_ago(4), ..fresh.clone() }), Some("backup_unverified"));
         assert_eq!(name(&Health { verified: Some(days_ago(4)), ..proven.clone() }), Some("backup_unverified"));

@@ -75,6 +75,9 @@ const GAUGES: &[Gauge] = &[
     ("backup_last_verified_age_seconds", "Time since the archive was last verified and found sound", |_, place, _| {
         place.health.borrow().as_ref().and_then(|health| health.verified).map(seconds_since)
     }),
+    ("backup_last_read_age_seconds", "Time since all of the archive was last read and found sound", |_, place, _| {
+        place.health.borrow().as_ref().and_then(|health| health.read).map(seconds_since)
+    }),
     (
         "backup_last_drill_age_seconds",
         "Time since a point of the archive was last restored, started and read from",

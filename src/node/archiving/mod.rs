@@ -152,6 +152,10 @@ impl Archiving {
         let exposure = metrics.register(Exposure::register);
         let place = |settings: &TargetSettings| Place::new(settings.clone(), exposure.of(&settings.name));
         let places: Vec<_> = config.places.iter().map(|settings| Arc::new(place(settings))).collect();
+        if !places.iter().any(|place| place.settings.log) {
+            // Where the log is archived it is kept as a whole until it is known how far it was.
+            raft.keep_log_behind(None);
+        }
         let archiving = Self(Arc::new(Shared {
             cluster,
             raft,
@@ -231,7 +235,7 @@ impl Archiving {
     fn news(&self) -> News {
         let purged = self.0.raft.log_begins_behind();
         let applied = self.0.raft.applied().borrow().position.map_or(0, |position| position.index.get());
-        let places = self.0.places.iter().map(|place| place.news(self.archived(place), purged)).collect();
+        let places = self.0.places.iter().map(|place| place.news(self.needed(place), purged)).collect();
         let (wanted, alarms) = (*self.0.wanted.lock(), self.0.board.lock().all());
         News { leads: self.0.raft.leads(), applied, wanted, places, alarms }
     }
@@ -257,6 +261,19 @@ impl Archiving {
         same.filter_map(|one| one.archived).chain(own).max_by_key(|one| (one.position.index, one.revision))
     }
 
+    /// The last entry that need not be sent to a place any more, as far as anybody knows: whole states that reach farther
+    /// don't count where the log is archived, for what lies between would be lost.
+    fn needed(&self, place: &Place) -> Option<LogIndex> {
+        if !place.settings.log {
+            return self.archived(place).map(|archived| archived.position.index);
+        }
+        let own = place.desk.status().borrow().shipped.map(|shipped| shipped.index);
+        let heard = self.0.heard.lock();
+        let places = heard.values().flat_map(|heard| &heard.news.places);
+        let same = places.filter(|one| one.name == place.settings.name && one.url_hash == place.url_hash);
+        same.filter_map(|one| one.shipped).chain(own).max()
+    }
+
     /// Sees who archives to each place, and for how long the log is needed.
     fn decide(&self) {
         let raft = &self.0.raft;
@@ -277,8 +294,8 @@ impl Archiving {
             let active = self.0.settled.load(Ordering::Relaxed) && choice::choose(&candidates) == Some(raft.id());
             place.active.send_if_modified(|before| std::mem::replace(before, active) != active);
             if place.settings.log {
-                let archived = self.archived(place).map_or(0, |archived| archived.position.index.get());
-                hold = Some(hold.map_or(archived, |hold| hold.min(archived)));
+                let needed = self.needed(place).map_or(0, LogIndex::get);
+                hold = Some(hold.map_or(needed, |hold| hold.min(needed)));
             }
         }
         raft.keep_log_behind(hold.map(LogIndex::new));

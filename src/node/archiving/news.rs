@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ClusterId, LogPosition, NodeId, Revision, WallTime};
+use crate::types::{ClusterId, LogIndex, LogPosition, NodeId, Revision, WallTime};
 
 /// The first byte of these messages.
 pub(in crate::node) const ARCHIVE: u8 = 0xF4;
@@ -71,7 +71,7 @@ pub(super) struct PlaceNews {
     pub(super) encrypted: bool,
     pub(super) healthy: bool,
     pub(super) active: bool,
-    /// Whether its log reaches back to what is archived.
+    /// Whether its log reaches back to the end of the log that is archived.
     pub(super) continues: bool,
     pub(super) archived: Option<Archived>,
     /// Everything that was applied there so long ago is archived, in milliseconds.
@@ -81,6 +81,9 @@ pub(super) struct PlaceNews {
     pub(super) objects: u64,
     pub(super) object_bytes: u64,
     pub(super) trouble: Option<Trouble>,
+    /// The last entry that is archived as part of the log, or bridged: what is behind it is still wanted, also where a
+    /// whole state reaches farther.
+    pub(super) shipped: Option<LogIndex>,
 }
 
 /// Up to where everything is archived.
@@ -151,7 +154,12 @@ mod tests {
     #[test]
     fn messages_come_back_and_foreign_bytes_are_none() {
         assert_eq!(decode::<Message>(&encode(&message())), Some(message()));
-        let places = vec![PlaceNews { name: "main".into(), behind_ms: Some(7), ..PlaceNews::default() }];
+        let places = vec![PlaceNews {
+            name: "main".into(),
+            behind_ms: Some(7),
+            shipped: Some(LogIndex::new(9)),
+            ..PlaceNews::default()
+        }];
         let news = Answer::News(News { leads: true, places, ..News::default() });
         assert_eq!(decode::<Answer>(&encode(&news)), Some(news));
         for foreign in [&b""[..], &[ARCHIVE], &[ARCHIVE, VERSION], &[ARCHIVE, VERSION + 1, 0], &[0xF0, VERSION, 7, 1]] {

@@ -61,15 +61,15 @@ impl Archiving {
     }
 
     fn copies_of(&self, revision: Option<Revision>) -> usize {
-        let mut places: BTreeMap<(String, u64), Option<Revision>> = BTreeMap::new();
+        // By store alone: two names for one are one copy.
+        let mut places: BTreeMap<u64, Option<Revision>> = BTreeMap::new();
         let own = self.0.places.iter().filter(|place| place.settings.durable).map(|place| {
             let archived = place.desk.status().borrow().archived.map(|archived| archived.revision);
-            ((place.settings.name.clone(), place.url_hash), archived)
+            (place.url_hash, archived)
         });
         let heard = self.0.heard.lock();
         let others = heard.values().flat_map(|heard| &heard.news.places).filter(|place| place.durable);
-        let others = others
-            .map(|place| ((place.name.clone(), place.url_hash), place.archived.map(|archived| archived.revision)));
+        let others = others.map(|place| (place.url_hash, place.archived.map(|archived| archived.revision)));
         for (place, archived) in own.chain(others) {
             let known = places.entry(place).or_default();
             *known = (*known).max(archived);

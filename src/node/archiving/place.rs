@@ -14,8 +14,8 @@ use crate::backup::archiver::{Desk, Status};
 use crate::backup::care::Health;
 use crate::backup::settings::TargetSettings;
 use crate::backup::target;
-use crate::clock;
-use crate::types::{LogPosition, WallTime};
+use crate::clock::{self, Instant};
+use crate::types::{LogIndex, LogPosition, WallTime};
 
 /// A place and how this node stands with it.
 pub(super) struct Place {
@@ -26,6 +26,8 @@ pub(super) struct Place {
     pub(super) desk: Arc<Desk>,
     /// Whether this node is the one that archives.
     pub(super) active: watch::Sender<bool>,
+    /// When this node began to try.
+    pub(super) began: Instant,
     /// What the proofs beside the archive tell; `None` until they were read.
     pub(super) health: watch::Sender<Option<Health>>,
     /// Why the store can't be set up, since when.
@@ -41,6 +43,7 @@ impl Place {
             settings,
             desk: Arc::new(Desk::new(exposure)),
             active: watch::Sender::new(false),
+            began: clock::now(),
             health: watch::Sender::new(None),
             refused: Mutex::new(None),
         }
@@ -62,11 +65,10 @@ impl Place {
         refused.or_else(|| failing.map(|failing| Trouble { since: failing.since, error: failing.error.clone() }))
     }
 
-    /// What others are told. `known` is the farthest that anybody knows to be archived.
-    pub(super) fn news(&self, known: Option<Archived>, purged: Option<LogPosition>) -> PlaceNews {
+    /// What others are told. The log is needed behind `needed`, and begins here behind `purged`.
+    pub(super) fn news(&self, needed: Option<LogIndex>, purged: Option<LogPosition>) -> PlaceNews {
         let status = self.status();
         let archived = of_status(&status);
-        let needed = [archived, known].into_iter().flatten().map(|one| one.position.index).max();
         let continues = needed.zip(purged).is_none_or(|(needed, purged)| purged.index <= needed);
         let age = status.covered_at.map(|at| clock::now().saturating_duration_since(at));
         PlaceNews {
@@ -81,14 +83,57 @@ impl Place {
             archived,
             behind_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             full: status.full.map(|full| Full { revision: full.revision, at: full.at, bytes: full.bytes }),
-            full_under_way: status.full_under_way,
+            full_under_way: status.full_under_way || self.desk.is_full_wanted(),
             objects: status.objects,
             object_bytes: status.object_bytes,
             trouble: self.trouble(&status),
+            shipped: status.shipped.map(|shipped| shipped.index),
         }
     }
 }
 
 fn of_status(status: &Status) -> Option<Archived> {
     status.archived.map(|archived| Archived { position: archived.position, revision: archived.revision })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backup::archiver::EXPOSURE_BUCKETS;
+    use crate::backup::care::Care;
+    use crate::backup::seal::Recipients;
+    use crate::backup::verify::Level;
+    use crate::types::{NodeId, Term};
+
+    #[test]
+    fn a_log_continues_the_archive_if_it_reaches_back_to_what_is_needed() {
+        let settings = TargetSettings {
+            name: "main".into(),
+            url: "memory:".into(),
+            options: BTreeMap::new(),
+            recipients: Recipients::default(),
+            log: true,
+            full: "0 3 * * *".parse().unwrap(),
+            flush_interval: Duration::from_secs(1),
+            flush_bytes: 1,
+            merge_interval: Duration::ZERO,
+            bandwidth: None,
+            durable: true,
+            care: Care {
+                verify: "0 5 * * *".parse().unwrap(),
+                level: Level::Chain,
+                identity_file: None,
+                keep: None,
+                prune: "0 4 * * *".parse().unwrap(),
+            },
+        };
+        let place = Place::new(settings, Histogram::new(EXPOSURE_BUCKETS));
+        let purged = LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(8) };
+        let continues = |needed: Option<u64>| place.news(needed.map(LogIndex::new), Some(purged)).continues;
+        assert!(continues(Some(8)) && continues(Some(9)) && continues(None));
+        assert!(!continues(Some(7)));
+    }
 }

@@ -91,8 +91,8 @@ async fn archive(place: &Place, author: &Author, source: &Arc<RaftSource>) {
 
 async fn set_up(place: &Place) -> Result<Repository, String> {
     let (url, options) = (place.settings.url.clone(), place.settings.options.clone());
-    // The folder of a file:// URL is made, on a disk that may be slow.
-    let opening = tokio::task::spawn_blocking(move || target::open(&url, &options));
+    // The folder of a file:// URL may lie on a disk that is slow.
+    let opening = tokio::task::spawn_blocking(move || target::open_existing(&url, &options));
     let opened = opening.await.map_err(|error| error.to_string())?;
     opened.map_err(|error: TargetError| error.to_string())
 }

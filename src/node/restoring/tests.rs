@@ -214,6 +214,42 @@ async fn a_restore_that_stops_anywhere_is_never_started_and_goes_on() {
 }
 
 #[tokio::test]
+async fn only_the_same_restore_goes_on_with_what_was_made() {
+    for note in [Some(Request::new(CLUSTER, Target::Latest, "n1")), None] {
+        let scene = Scene::new().await;
+        drop(scene.emptied());
+        let preparation = exchange::begin(&scene.data_dir()).unwrap();
+        if let Some(note) = &note {
+            preparation.write_note(&note.encode()).unwrap();
+        }
+        preparation.complete().unwrap();
+        let Ok(Restorable::Unfinished(unfinished)) = Emptied::open(&scene.data_dir()) else {
+            panic!("all that is new was complete")
+        };
+        assert_eq!(unfinished.is_restore_of(CLUSTER, Target::Latest, "n1").is_ok(), note.is_some());
+        let index = Target::Index(crate::types::LogIndex::new(3));
+        let other = ClusterId::new(CLUSTER.get() + 1);
+        for (cluster, target, name) in
+            [(other, Target::Latest, "n1"), (CLUSTER, index, "n1"), (CLUSTER, Target::Latest, "n2")]
+        {
+            let refused = unfinished.is_restore_of(cluster, target, name).unwrap_err().to_string();
+            let said = if note.is_some() { "to the end of the archive as n1" } else { "a recovery" };
+            assert!(refused.contains(said) && refused.contains("--data-dir"), "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_root_of_a_new_file_system_is_empty() {
+    let scene = Scene::new().await;
+    fs::create_dir_all(scene.data_dir().join("lost+found")).unwrap();
+    drop(scene.emptied());
+    fs::write(scene.data_dir().join("notes.txt"), "mine").unwrap();
+    let refused = Emptied::open(&scene.data_dir()).map(drop).unwrap_err();
+    assert!(matches!(refused, RefoundingError::NotEmpty(_)), "{refused}");
+}
+
+#[tokio::test]
 async fn a_restore_that_fails_leaves_nothing_that_could_be_started() {
     let scene = Scene::new().await;
     let emptied = scene.emptied();

@@ -222,7 +222,7 @@ impl LogStore {
             chunk_bytes: config.chunk_bytes,
             wal: RwLock::new(wal),
             context: Arc::new(context),
-            archived: Mutex::new(None),
+            archived: Mutex::new(Some(0)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -286,7 +286,7 @@ impl LogStore {
     }
 
     /// Has the entries behind index `archived` kept for the archive, as long as there is room (`raft::retention`); `None` if
-    /// nothing waits to be archived.
+    /// nothing waits to be archived. Until this is told for the first time all are kept: nobody knows better yet.
     pub fn keep_behind(&self, archived: Option<u64>) {
         *self.inner.archived.lock() = archived;
     }

@@ -89,7 +89,8 @@ impl RaftNode {
         self.0.log.metrics().appended_bytes.get()
     }
 
-    /// Has the log behind this index kept for the archive, up to a bound; `None` if nothing is to be archived.
+    /// Has the log behind this index kept for the archive, up to a bound; `None` if nothing is to be archived. A node that
+    /// was not told yet keeps all, up to that bound.
     pub fn keep_log_behind(&self, archived: Option<LogIndex>) {
         self.0.log.keep_behind(archived.map(LogIndex::get));
     }

@@ -162,6 +162,8 @@ impl Cluster {
         let config = self.config(id);
         drop(LogStore::open(&config.data_dir.join("log"), config.log.clone()).unwrap());
         let node = RaftNode::open(&config, identity, &Metrics::new(), Fatal::default()).await.unwrap();
+        // Nothing is archived here.
+        node.keep_log_behind(None);
         let gate = Gate {
             inner: node.handler(),
             held: watch::Sender::new(None),

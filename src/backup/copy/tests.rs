@@ -6,7 +6,7 @@ use super::*;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::sample::{Archive, CLUSTER, Sample};
 use crate::backup::transfer::store_entries;
-use crate::backup::verify::{self, Level, Report, Scope};
+use crate::backup::verify::{self, Level, Report, Scope, VerifyError};
 
 async fn check(repository: &Repository, identities: &Identities, sample: &Sample) -> Report {
     let scope = Scope { level: Level::Replay, identities, scratch: sample.folder.path() };
@@ -45,7 +45,8 @@ async fn a_copy_to_other_keys_opens_with_them_alone() {
     let original = check(&archive.repository, &old, &sample).await;
     assert_eq!(check(&to, &new, &sample).await.reached, original.reached);
     let scope = Scope { level: Level::Content, identities: &old, scratch: sample.folder.path() };
-    assert!(!verify::verify(&to, CLUSTER, scope, &|_| {}).await.unwrap().passed());
+    let shut = verify::verify(&to, CLUSTER, scope, &|_| {}).await;
+    assert!(matches!(shut, Err(VerifyError::WrongIdentity)), "{shut:?}");
     // Done again it copies what is new, though the same objects have other names there.
     sample.grow(5);
     sample.archive_log(&mut archive, 70..=74).await;

@@ -136,9 +136,8 @@ async fn what_can_not_be_restored_is_refused_with_what_can() {
     }
     for (target, name) in [(to_index(61), "index 61"), (to_index(89), "index 89"), (to_revision(700), "revision 700")] {
         let error = plan(&catalogue, target).unwrap_err();
-        let expected = format!(
-            "{name} lies in a gap of the archive: entries 61 to 89 were never archived; can be restored: {told}"
-        );
+        let expected =
+            format!("{name} lies in a gap of the archive: entries 61 to 89 are not in it; can be restored: {told}");
         assert_eq!(error.to_string(), expected);
     }
     assert!(matches!(plan(&catalogue, to_minute(70)), Err(PlanError::Gap { .. })));

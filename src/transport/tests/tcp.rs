@@ -448,15 +448,16 @@ async fn calls_too_short_to_open_a_connection_open_it_together() {
     })
     .await;
     let transport = TcpTransport::new(TransportMetrics::default());
-    let mut failed = 0;
+    let (mut failed, mut late) = (0, 0);
     let started = clock::now();
     while let Err(error) = transport.call(&address, Channel::Heartbeat, Bytes::new(), clock::now() + BRIEF).await {
-        // Once it is open, an answer may come too late on a busy machine.
-        failed += u32::from(matches!(error, CallError::Unreachable { .. }));
+        // Once it is open, an answer may come too late on a busy machine, which costs the connection.
+        let unreachable = matches!(error, CallError::Unreachable { .. });
+        *(if unreachable { &mut failed } else { &mut late }) += 1;
         assert!(started.elapsed() < AMPLE);
     }
     assert!(failed > 0, "the peer was not far enough away");
-    assert_eq!(accepted.load(Ordering::SeqCst), 1, "each call began anew");
+    assert!(accepted.load(Ordering::SeqCst) <= 1 + late, "each call began anew");
     let rtt = transport.rtt(&address).unwrap();
     assert!(rtt < BRIEF, "{rtt:?} is the time of opening the connection");
 }

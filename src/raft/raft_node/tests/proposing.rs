@@ -96,7 +96,8 @@ async fn what_was_refused_for_want_of_a_quorum_is_never_applied() {
     let started = clock::now();
     let waiting: Vec<_> = (0..20).map(|at| format!("waiting-{at}")).collect();
     let refused = join_all(waiting.iter().map(|name| node.propose(put(name, "v"), soon(700)))).await;
-    assert!(started.elapsed() < Duration::from_secs(2));
+    // Not only with what is in the log.
+    assert!(started.elapsed() < Duration::from_millis(3_500));
     for result in refused {
         assert!(matches!(result, Err(ProposeError::NoQuorum | ProposeError::NoLeader)), "{result:?}");
     }

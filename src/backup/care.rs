@@ -2,9 +2,9 @@
 //! drills made elsewhere, are looked at.
 //!
 //! Every node that knows of the place runs a [`Caretaker`], which reads proofs; only that of the node that archives verifies
-//! and prunes. Guarantees: what is due is found from the proofs in the repository, so it is neither forgotten nor repeated
-//! when another node takes over or this one restarts; nothing is pruned unless [`Care::keep`] says what is kept. Leaves out:
-//! drills, which start a cluster (`cli`), and alarms (`node`).
+//! and prunes. Guarantees: what was verified is found from the proofs in the repository, so it is not repeated when another
+//! node takes over; nothing is pruned unless [`Care::keep`] says what is kept. Leaves out: what was due while no node ran,
+//! which waits for the next time; drills, which start a cluster (`cli`), and alarms (`node`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -112,10 +112,10 @@ class Processes:
         self.folder.mkdir(parents=True)
         return self
 
-    def start(self, name, command):
+    def start(self, name, command, env=None):
         """Starts a process, in the place of one of the same name that was stopped. Its log grows in NAME.log."""
         with open(self.folder / f"{name}.log", "ab") as log:
-            child = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            child = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
         self.children = [other for other in self.children if other[0] != name] + [(name, child)]
         return child
 

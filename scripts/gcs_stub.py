@@ -7,7 +7,6 @@ that Google's servers keep their promises. Listens on 127.0.0.1 only; prints the
 Usage: gcs_stub.py [--ignore-preconditions]      with it, objects are replaced although the request says "only if absent"
 """
 
-import email.utils
 import hashlib
 import re
 import sys
@@ -15,10 +14,11 @@ import threading
 import time
 import urllib.parse
 import uuid
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.sax.saxutils import escape
 
-PAGE = 1000
+sys.dont_write_bytecode = True
+from store_stub import StoreHandler, http_date, page, serve  # noqa: E402
+
 BUCKET = "bucket"
 
 objects = {}  # name -> (bytes, generation, time)
@@ -31,26 +31,7 @@ def etag(content):
     return '"' + hashlib.md5(content).hexdigest() + '"'
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, body=b"", headers=()):
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        if not any(name == "Content-Length" for name, _ in headers):
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def fail(self, status, code, message):
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-        self.answer(status, body.encode(), [("Content-Type", "application/xml")])
-
+class Handler(StoreHandler):
     def target(self):
         """Name and query, or None if it was answered."""
         path, _, query = self.path.partition("?")
@@ -66,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         return [
             ("ETag", etag(content)),
             ("x-goog-generation", str(generation)),
-            ("Last-Modified", email.utils.formatdate(at, usegmt=True)),
+            ("Last-Modified", http_date(at)),
         ]
 
     def do_PUT(self):
@@ -130,9 +111,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, "NoSuchKey", "The specified key does not exist.")
         self.answer(204)
 
-    def do_HEAD(self):
-        self.do_GET()
-
     def do_GET(self):
         found = self.target()
         if found is None:
@@ -144,35 +122,14 @@ class Handler(BaseHTTPRequestHandler):
             entry = objects.get(name)
         if entry is None:
             return self.fail(404, "NoSuchKey", "The specified key does not exist.")
-        content, status, headers = entry[0], 200, self.describe(entry)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked:
-            begin, end = int(asked[1]), int(asked[2] or len(content) - 1)
-            headers.append(("Content-Range", f"bytes {begin}-{end}/{len(content)}"))
-            content, status = content[begin : end + 1], 206
-        self.answer(status, content, headers + [("Content-Length", str(len(content)))])
+        self.answer_part(entry[0], self.headers.get("Range"), self.describe(entry))
 
     def listing(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         after = query.get("continuation-token") or query.get("start-after", "")
-        contents, folders, more, last = [], [], False, ""
         with lock:
-            for name in sorted(objects):
-                if not name.startswith(prefix) or name <= after:
-                    continue
-                if len(contents) + len(folders) == PAGE:
-                    more = True
-                    break
-                rest = name[len(prefix) :]
-                if delimiter and delimiter in rest:
-                    folder = prefix + rest.split(delimiter)[0] + delimiter
-                    if after.startswith(folder):
-                        continue
-                    if folder not in folders:
-                        folders.append(folder)
-                else:
-                    contents.append((name, objects[name]))
-                last = name
+            names, folders, last, more = page(objects, prefix, delimiter, lambda name: name <= after, after.startswith)
+            contents = [(name, objects[name]) for name in names]
         body = ["<?xml version='1.0' encoding='UTF-8'?><ListBucketResult>", f"<Name>{BUCKET}</Name>"]
         if more:
             body.append(f"<NextContinuationToken>{escape(last)}</NextContinuationToken>")
@@ -188,6 +145,4 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
+    serve(Handler)

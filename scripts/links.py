@@ -28,7 +28,10 @@ class Links:
         self.loss = loss
         self.cuts = set()  # (from, to)
         self.loop = asyncio.new_event_loop()
+        # Connections that break in the middle of anything are what this is for; nobody waits to hear of each.
+        self.loop.set_exception_handler(lambda *_: None)
         self.changed = None
+        self.servers = []
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -37,17 +40,34 @@ class Links:
         self.changed = asyncio.Event()
         self.loop.run_forever()
 
+    def close(self):
+        """Ends all proxies with their connections."""
+        async def end():
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self.servers:
+            self.loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(timeout=10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
     def serve(self, listen, target, place, caller_of):
         """Takes connections at `listen` (host, port) for a member at `target` that stands in `place`."""
         async def begin():
             async def connected(reader, writer):
                 await self._relay(reader, writer, target, place, caller_of)
             return await asyncio.start_server(connected, *listen, limit=CHUNK_BYTES)
-        return asyncio.run_coroutine_threadsafe(begin(), self.loop).result(timeout=10)
+        self.servers.append(asyncio.run_coroutine_threadsafe(begin(), self.loop).result(timeout=10))
 
     def cut(self, one, other):
         """Nothing gets through from `one` to `other`; what is sent waits."""
         self._change(lambda: self.cuts.add((one, other)))
+
+    def mend(self, one, other):
+        """What waits from `one` to `other` goes on."""
+        self._change(lambda: self.cuts.discard((one, other)))
 
     def heal(self):
         self._change(self.cuts.clear)

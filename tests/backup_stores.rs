@@ -1,7 +1,7 @@
 //! An archive in stores as they are in use: S3, Azure, Google, and a folder of the local disk.
 //!
 //! Method: each store goes through the same course: probe, writers that compete for the chain, snapshots of several parts,
-//! listings of several pages, verification with a replay, copies, pruning, and what is said of a bucket that does not exist.
+//! listings of several pages, verification with a replay, a restore by the command, copies, pruning, and what is said of a bucket that does not exist.
 //! scripts/backup-stores starts the servers and sets the variables below; a store whose variable is not set is passed over,
 //! and that is printed. Guarantees: what was not tried is never told as passed. Leaves out: faults (`src/backup/`).
 //!
@@ -32,7 +32,7 @@ use quorate::backup::{copy, marker};
 use quorate::clock;
 use quorate::state::snapshot::{self, SnapshotMeta};
 use quorate::state::{
-    Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp,
+    Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Targets, Txn, TxnOp,
 };
 use quorate::storage::MemoryEngine;
 use quorate::types::{ClusterId, Key, LeaseId, LogIndex, LogPosition, NodeId, Term, WallTime};
@@ -109,6 +109,7 @@ impl History {
             compacted: applied.compacted,
             hash: applied.hash,
             created_at: clock::wall(),
+            targets: Targets::default(),
         };
         let path = self.folder.path().join(format!("{}.snapshot", self.entries.len()));
         snapshot::write(&path, &meta, pinned.keys().unwrap(), pinned.records()).unwrap();
@@ -145,9 +146,10 @@ async fn course(url: &str) {
     assert!(!probe(&repository).await.unwrap().made);
     writers_that_compete(url).await;
 
-    let (identities, public) = Identities::generate();
-    let recipients = Recipients::parse(&[public]).unwrap();
     let (mut history, mut catalogue) = (History::new(), Catalogue::empty(CLUSTER));
+    let key = history.folder.path().join("key.txt");
+    let recipients = Recipients::parse(&[Identities::generate_into(&key).unwrap()]).unwrap();
+    let identities = Identities::from_file(&key).unwrap();
     // Several parts, also once it is packed.
     history.write(20, 1_000_000);
     let (path, meta) = history.snapshot();
@@ -164,13 +166,14 @@ async fn course(url: &str) {
     assert_eq!((report.objects, report.compared, report.runs.len()), (3, 3, 1));
     assert_eq!(report.reached.unwrap().1, history.mark());
 
+    restored(&repository, &key, &history);
     there_and_back(url, &repository, &identities, &history).await;
     many_manifests(&repository, &mut catalogue).await;
     let keep = Keep { window: Duration::ZERO, hourly: 0, daily: 0, weekly: 0, monthly: 0, object_lock: Duration::ZERO };
     let (path, meta) = history.snapshot();
     let full = store_snapshot(&repository, &path, &meta, &recipients, async |_| {}).await.unwrap();
     append(&repository, &mut catalogue, vec![full]).await;
-    let how = How { keep: &keep, grace: Duration::ZERO, by: "test", dry_run: false };
+    let how = How { keep: &keep, grace: prune::NAME_WITHIN, by: "test", lost: false, dry_run: false };
     let later = WallTime::new(clock::wall().get() + 2 * 60 * 60 * 1000);
     assert_eq!(prune::run(&repository, CLUSTER, how, later).await.unwrap().plan.drops.len(), 3);
     let last = WallTime::new(later.get() + 2 * 60 * 60 * 1000);
@@ -208,6 +211,28 @@ async fn writers_that_compete(url: &str) {
     let all = Catalogue::walk(&repository, CLUSTER, |_, _| {}).await.unwrap();
     assert_eq!(all.objects().count(), WRITERS * APPENDS, "what one wrote was lost");
     assert_eq!(all.head().unwrap().seq, (WRITERS * APPENDS) as u64);
+}
+
+/// The command makes a member of it, at the end and before it.
+fn restored(repository: &Repository, key: &Path, history: &History) {
+    let last = history.entries.len() as u64 - 1;
+    for index in [last, last - 3] {
+        let data_dir = history.folder.path().join(format!("restored-{index}"));
+        let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(["restore", "--output", "json", "--yes", "--from", repository.url(), "--identity"]).arg(key);
+        command.args(["--name", "n1", "--peer-addr", "127.0.0.1:1", "--data-dir"]).arg(&data_dir);
+        if index < last {
+            command.args(["--to-index", &index.to_string()]);
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((told["index"].as_u64(), told["keys"].as_u64()), (Some(index), Some(index + 1)), "{told}");
+        if index == last {
+            assert_eq!(told["state_hash"], format!("{:032x}", history.mark().hash), "{told}");
+        }
+        assert!(data_dir.join("identity").exists());
+    }
 }
 
 /// To a folder, and from there to another place of the store, opened and packed anew.

@@ -801,6 +801,54 @@ async fn without_a_quorum_the_answer_comes_in_time_and_says_what_it_means() {
 }
 
 #[tokio::test]
+async fn places_for_backups_are_declared_changed_and_forgotten() {
+    let node = support::single_node().await;
+    let http = Http::new(&node.url);
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let json_type = &[("content-type", "application/json")];
+    let send = async |method: &str, path: &str, body: Value| {
+        let response = http.send(method, path, json_type, body.to_string()).await;
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    let (status, tried) = send("POST", "/v1/backups?dry_run=true", json!({"name": "main", "url": url})).await;
+    assert_eq!((status, &tried["dry_run"], &tried["store"]["made"]), (200, &json!(true), &json!(true)), "{tried}");
+    let block = json!({"name": "main", "url": url, "full": "0 3 * * *"});
+    let (status, added) = send("POST", "/v1/backups", block.clone()).await;
+    assert_eq!((status, &added["declared"], &added["store"]["made"]), (201, &block, &json!(false)), "{added}");
+    let (_, told) = send("GET", "/v1/backups/main", Value::Null).await;
+    assert_eq!((&told["origin"], &told["declared"]), (&json!("api"), &block), "{told}");
+    let (status, changed) = send("PATCH", "/v1/backups/main", json!({"full": null, "durable": false})).await;
+    assert_eq!(
+        (status, &changed["declared"]),
+        (200, &json!({"name": "main", "url": url, "durable": false})),
+        "{changed}"
+    );
+    let body = |body: Value| body.to_string();
+    for case in [
+        Refused {
+            body: body(json!({"name": "main", "url": "s3://b/x"})),
+            ..refused("POST", "/v1/backups", 409, "conflict")
+        },
+        Refused { body: body(json!({"name": "other", "url": url})), ..refused("POST", "/v1/backups", 409, "conflict") },
+        Refused { body: body(json!({"name": "other"})), ..refused("POST", "/v1/backups", 400, "bad_request") },
+        Refused { body: body(json!([])), ..refused("POST", "/v1/backups", 400, "bad_request") },
+        Refused { body: "x".repeat(20_000), ..refused("POST", "/v1/backups", 413, "value_too_large") },
+        Refused { body: body(json!({"name": "x"})), ..refused("PATCH", "/v1/backups/main", 400, "bad_request") },
+        Refused { body: body(json!({"full": "x"})), ..refused("PATCH", "/v1/backups/main", 400, "bad_request") },
+        Refused { body: body(json!({})), ..refused("PATCH", "/v1/backups/other", 404, "backup_not_found") },
+        refused("DELETE", "/v1/backups/other", 404, "backup_not_found"),
+        refused("DELETE", "/v1/backups/main?dry_run=true", 400, "bad_request"),
+        refused("PUT", "/v1/backups/main", 405, "method_not_allowed"),
+    ] {
+        http.refused(&case).await;
+    }
+    let (status, gone) = send("DELETE", "/v1/backups/main", Value::Null).await;
+    assert_eq!((status, &gone["declared"]), (200, &Value::Null), "{gone}");
+    http.refused(&refused("GET", "/v1/backups/main", 404, "backup_not_found")).await;
+}
+
+#[tokio::test]
 async fn without_a_place_for_backups_that_is_told_and_nothing_is_promised() {
     let node = support::single_node().await;
     let http = Http::new(&node.url);

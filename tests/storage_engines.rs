@@ -2,7 +2,10 @@
 //! one engine only.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -130,7 +133,7 @@ fn a_failed_read_fails_once() {
 fn a_directory_held_by_another_engine_is_in_use() {
     let directory = Directory::new();
     let engine = directory.open().expect("open");
-    let impatient = SledConfig { lock_timeout: std::time::Duration::from_millis(100), ..SledConfig::default() };
+    let impatient = SledConfig { lock_timeout: Duration::from_millis(100), ..SledConfig::default() };
     let refused = SledEngine::open(&directory.0.path().join("state"), &impatient);
     assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
     drop(engine);
@@ -157,7 +160,7 @@ fn threads_that_come_and_go_share_one_engine() {
 }
 
 /// The files of a store, smallest first, each with its path below the directory.
-fn files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+fn files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
@@ -165,6 +168,25 @@ fn files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+fn modified(file: &Path) -> SystemTime {
+    std::fs::metadata(file).and_then(|metadata| metadata.modified()).expect("a time")
+}
+
+/// Gives a file these bytes and this time.
+fn replace(file: &Path, bytes: &[u8], modified: SystemTime) {
+    std::fs::write(file, bytes).expect("write");
+    File::options().write(true).open(file).and_then(|file| file.set_modified(modified)).expect("set the time");
+}
+
+/// Copies a store as a careful tool does: with the times of its files.
+fn copy_store(from: &Path, to: &Path) {
+    for source in files(from) {
+        let path = to.join(source.strip_prefix(from).expect("below the root"));
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("create");
+        replace(&path, &std::fs::read(&source).expect("read"), modified(&source));
+    }
 }
 
 #[test]
@@ -188,12 +210,9 @@ fn a_damaged_store_is_refused_or_an_older_one_but_never_wrong() {
         for damaged in [original[..original.len() / 2].to_vec(), flipped] {
             let copy = Directory::new();
             let target = copy.0.path().join("state");
-            for source in files(&root) {
-                let path = target.join(source.strip_prefix(&root).expect("below the root"));
-                std::fs::create_dir_all(path.parent().expect("a parent")).expect("create");
-                std::fs::copy(&source, path).expect("copy");
-            }
-            std::fs::write(target.join(file.strip_prefix(&root).expect("below the root")), damaged).expect("write");
+            copy_store(&root, &target);
+            // Bytes that rot leave the time as it is.
+            replace(&target.join(file.strip_prefix(&root).expect("below the root")), &damaged, modified(&file));
             let verify = SledConfig { verify: true, ..SledConfig::default() };
             let engine = match SledEngine::open(&target, &verify) {
                 Ok(engine) => engine,
@@ -211,7 +230,7 @@ fn a_damaged_store_is_refused_or_an_older_one_but_never_wrong() {
 }
 
 /// The files of sled's metadata whose names begin with `prefix`.
-fn metadata_files(directory: &Directory, prefix: &str) -> Vec<std::path::PathBuf> {
+fn metadata_files(directory: &Directory, prefix: &str) -> Vec<PathBuf> {
     let mut found = files(&directory.0.path().join("state/metadata"));
     found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
     found
@@ -248,6 +267,122 @@ fn a_store_without_its_metadata_snapshot_is_damaged() {
     }
     let refused = directory.open();
     assert!(matches!(refused, Err(Error::Damaged(_))), "{refused:?}");
+}
+
+/// Overwrites rows of one size, so that their leaves take turns in the same slots, a flush every few.
+fn overwrite(engine: &SledEngine, rounds: std::ops::Range<usize>) {
+    for round in rounds {
+        let row = |at: usize| {
+            Write::Put(format!("row {:03}", (at * 7 + round * 31) % 400).into(), noise(at + round, 24).into())
+        };
+        engine.commit((0..40).map(row).collect()).expect("commit");
+        engine.flush().expect("flush");
+    }
+}
+
+/// A store of which a copy was made, and which was then written to and closed: the copy, and it.
+fn earlier_and_now() -> (Directory, Directory) {
+    let (earlier, now) = (Directory::new(), Directory::new());
+    let engine = now.open().expect("open");
+    overwrite(&engine, 0..20);
+    // The metadata log goes on in the same file only while the store is open.
+    copy_store(&now.0.path().join("state"), &earlier.0.path().join("state"));
+    overwrite(&engine, 20..40);
+    drop(engine);
+    (earlier, now)
+}
+
+#[test]
+fn an_earlier_copy_of_one_file_of_a_store_is_noticed_before_it_is_read() {
+    let (earlier, now) = earlier_and_now();
+    let (earlier, now) = (earlier.0.path().join("state"), now.0.path().join("state"));
+    let mut kinds = BTreeMap::new();
+    for file in files(&now) {
+        let name = file.strip_prefix(&now).expect("below the root");
+        let Ok(old) = std::fs::read(earlier.join(name)) else { continue };
+        if old == std::fs::read(&file).expect("read") {
+            continue;
+        }
+        *kinds.entry(name.parent().expect("a folder").to_owned()).or_insert(0) += 1;
+        // Put back with the time that it had, or as a new file.
+        for time in [modified(&earlier.join(name)), SystemTime::now()] {
+            let damaged = Directory::new();
+            let target = damaged.0.path().join("state");
+            copy_store(&now, &target);
+            replace(&target.join(name), &old, time);
+            let refused = damaged.open();
+            assert!(matches!(refused, Err(Error::Damaged(_))), "{}: {refused:?}", name.display());
+        }
+    }
+    assert!(kinds[Path::new("slabs")] > 0 && kinds[Path::new("metadata")] > 0 && kinds[Path::new("")] > 0, "{kinds:?}");
+}
+
+#[test]
+fn a_store_that_was_copied_with_its_times_or_has_no_stamps_yet_opens() {
+    let (earlier, now) = earlier_and_now();
+    // As a kill between two flushes leaves it; as it was closed; as an older program closed it.
+    for (from, stamped) in [(&earlier, true), (&now, true), (&now, false)] {
+        let copy = Directory::new();
+        let (from, to) = (from.0.path().join("state"), copy.0.path().join("state"));
+        copy_store(&from, &to);
+        if !stamped {
+            std::fs::remove_file(to.join("stamps")).expect("remove");
+        }
+        let engine = copy.open().expect("open");
+        assert!(names(&engine).len() > 300);
+        overwrite(&engine, 40..42);
+        drop(engine);
+        drop(copy.open().expect("open again"));
+    }
+}
+
+/// Tells the test below that it is the process that is to hang.
+const ENDLESS_VARIABLE: &str = "QUORATE_STORAGE_ENDLESS";
+
+/// Puts all leaves of an earlier day back into a store that has no stamps, and reads it.
+#[expect(clippy::exit, reason = "the thread that reads never ends")]
+fn read_what_is_endless() {
+    let (earlier, now) = earlier_and_now();
+    let (earlier, now) = (earlier.0.path().join("state"), now.0.path().join("state"));
+    for file in files(&earlier.join("slabs")) {
+        let target = now.join(file.strip_prefix(&earlier).expect("below the root"));
+        let (mut old, new) = (std::fs::read(&file).expect("read"), std::fs::read(&target).expect("read"));
+        // A slot that is missing would be an error, and not what this is about.
+        old.extend_from_slice(&new[old.len().min(new.len())..]);
+        std::fs::write(&target, old).expect("write");
+    }
+    std::fs::remove_file(now.join("stamps")).expect("remove");
+    let config = SledConfig {
+        endless_after: Duration::from_millis(300),
+        on_endless: |_, error| {
+            println!("told: {error}");
+            std::process::exit(i32::from(!matches!(error, Error::Damaged(_))));
+        },
+        ..SledConfig::default()
+    };
+    let mut engine = SledEngine::open(&now, &config).expect("nothing to notice yet");
+    for row in 0..400 {
+        if engine.get(format!("row {row:03}").as_bytes()).is_err() {
+            drop(engine);
+            engine = SledEngine::open(&now, &config).expect("nothing to notice yet");
+        }
+    }
+    panic!("everything was read");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_that_never_comes_back_is_told_as_damage() {
+    if std::env::var_os(ENDLESS_VARIABLE).is_some() {
+        read_what_is_endless();
+    }
+    let child = std::process::Command::new(std::env::current_exe().expect("the path of this test"))
+        .args(["--exact", "a_read_that_never_comes_back_is_told_as_damage", "--nocapture"])
+        .env(ENDLESS_VARIABLE, "1")
+        .output()
+        .expect("run the child");
+    let told = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && told.contains("does not come back"), "{told} {child:?}");
 }
 
 /// A step of a random history. Keys are drawn from few, so that histories meet themselves.

@@ -119,7 +119,8 @@ fn id(call: &Call) -> Result<NodeId, Invalid> {
     })
 }
 
-async fn read<T: DeserializeOwned>(api: &Api, call: &Call, body: Body, example: &str) -> Result<T, Failure> {
+/// Reads an order as JSON.
+pub(super) async fn read<T: DeserializeOwned>(api: &Api, call: &Call, body: Body, example: &str) -> Result<T, Failure> {
     call.deadline(api)?;
     let held = body::read(body, call.expects(), BODY_BYTES_MAX, api.config().body_timeout, api.admission()).await?;
     // The parser would take an array for the fields in their order; the contract knows objects only.

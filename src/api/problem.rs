@@ -145,6 +145,18 @@ fn of_write(error: &WriteError) -> Class {
         WriteError::Rejected(Rejection::ReplyTooLarge { .. } | Rejection::TooManyKeys { .. }) => {
             Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest)
         }
+        WriteError::Rejected(Rejection::TargetExists { .. } | Rejection::TooManyTargets { .. }) => {
+            Class::refused(StatusCode::CONFLICT, Code::Conflict)
+        }
+        WriteError::Rejected(Rejection::TargetChanged { .. }) => {
+            Class { retryable: true, ..Class::refused(StatusCode::CONFLICT, Code::Conflict) }
+        }
+        WriteError::Rejected(Rejection::NoSuchTarget { .. }) => {
+            Class::refused(StatusCode::NOT_FOUND, Code::BackupNotFound)
+        }
+        WriteError::Rejected(Rejection::TargetTooLarge { .. }) => {
+            Class::refused(StatusCode::PAYLOAD_TOO_LARGE, Code::ValueTooLarge)
+        }
         WriteError::Rejected(Rejection::Malformed(_)) => {
             Class::refused(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal)
         }
@@ -203,7 +215,11 @@ fn of_backup(error: &BackupError) -> Class {
         BackupError::NotReady(_) => Class::later(StatusCode::SERVICE_UNAVAILABLE, Code::NotReady, RETRY_AFTER),
         BackupError::Unknown { .. } => Class::refused(StatusCode::NOT_FOUND, Code::BackupNotFound),
         // Not to be tried again unseen: somebody has to look at the store first.
-        BackupError::Nobody { .. } => Class::refused(StatusCode::CONFLICT, Code::Conflict),
+        BackupError::Nobody { .. } | BackupError::Conflict(_) | BackupError::Unusable(_) => {
+            Class::refused(StatusCode::CONFLICT, Code::Conflict)
+        }
+        BackupError::Invalid(_) => Class::refused(StatusCode::BAD_REQUEST, Code::BadRequest),
+        BackupError::Write(error) => of_write(error),
     }
 }
 

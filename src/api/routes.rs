@@ -100,11 +100,11 @@ impl Route {
             Self::Keys => "GET, DELETE",
             Self::Txn | Self::Leader | Self::Members | Self::BackupRun => "POST",
             Self::Member => "PATCH, DELETE",
+            Self::Backups => "GET, HEAD, POST",
+            Self::Backup => "GET, HEAD, PATCH, DELETE",
             Self::Snapshot => "GET",
             Self::Status
             | Self::Cluster
-            | Self::Backups
-            | Self::Backup
             | Self::Alarms
             | Self::Healthz
             | Self::Readyz
@@ -273,6 +273,9 @@ impl Api {
             (Route::Snapshot, &Method::GET) => ops::get_snapshot(self, call).await,
             (Route::Backups, &Method::GET | &Method::HEAD) => backups::list_backups(self, call).await,
             (Route::Backup, &Method::GET | &Method::HEAD) => backups::get_backup(self, call).await,
+            (Route::Backups, &Method::POST) => backups::post_backup(self, call, body).await,
+            (Route::Backup, &Method::PATCH) => backups::patch_backup(self, call, body).await,
+            (Route::Backup, &Method::DELETE) => backups::delete_backup(self, call).await,
             (Route::BackupRun, &Method::POST) => backups::run_backup(self, call, body).await,
             (Route::Alarms, &Method::GET | &Method::HEAD) => backups::list_alarms(self, call).await,
             (Route::Healthz, &Method::GET | &Method::HEAD) => ops::get_healthz(call),

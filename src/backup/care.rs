@@ -1,16 +1,17 @@
-//! What is done for an archive beside filling it: it is verified and pruned by schedule, and the proofs of that, and of
-//! drills made elsewhere, are looked at.
+//! What is done for an archive beside filling it: it is verified and pruned by schedule, superseded manifests are removed,
+//! and the proofs of all that, and of drills made elsewhere, are looked at.
 //!
-//! Every node that knows of the place runs a [`Caretaker`], which reads proofs; only that of the node that archives verifies
-//! and prunes. Guarantees: what was verified is found from the proofs in the repository, so it is not repeated when another
-//! node takes over; nothing is pruned unless [`Care::keep`] says what is kept. Leaves out: what was due while no node ran,
-//! which waits for the next time; drills, which start a cluster (`cli`), and alarms (`node`).
+//! Every node that knows of the place runs a [`Caretaker`], which reads proofs; only that of the node that archives verifies,
+//! prunes and removes. Guarantees: when something was done last is found from the proofs in the repository, so it is not
+//! repeated when another node takes over, and done once, late, where no node ran when it was due; no object of data is
+//! removed unless [`Care::keep`] says what is kept; what can't be removed for want of the right is tried once a day, and told
+//! once it matters. Leaves out: drills, which start a cluster (`cli`), and alarms (`node`).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use tokio::sync::watch;
 
 use super::layout;
 use super::marker::MarkerError;
@@ -20,15 +21,29 @@ use super::repository::{Repository, StoreError};
 use super::retention::Keep;
 use super::schedule::Schedule;
 use super::seal::{Identities, KeyError};
+use super::trim::{self, TrimError};
 use super::verify::{self, Level, Scope, VerifyError};
 use crate::clock;
 use crate::types::{ClusterId, WallTime};
+use crate::{host, watch};
 
 /// How often proofs are looked at, and what is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// So many of the newest proofs are looked at.
-const PROOFS_MAX: usize = 64;
+/// So many of the newest proofs are looked at, and those behind the oldest one that did not pass, but not more than this.
+const PROOFS_MIN: usize = 64;
+const PROOFS_MAX: usize = 1_000;
+
+/// What was due while no node ran is done once a node has archived for so long: one that ends again and again does not
+/// begin it each time.
+const LATE_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// How often superseded manifests are removed, and how often it is tried where the right for that is missing.
+const TRIM_EVERY: Duration = Duration::from_secs(60 * 60);
+const TRIM_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// So many manifests, some days' worth, and no right to remove any is something to tell.
+const MANIFESTS_MAX: usize = if cfg!(test) { 250 } else { 250_000 };
 
 /// What is done, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +74,8 @@ pub struct Health {
     /// What the last verification or drill found that did not pass, and when, unless a verification as deep has passed since.
     /// What a drill finds, one of level 4 alone can settle: another drill restores another point.
     pub failed: Option<(WallTime, String)>,
+    /// Since when what should be removed is not, and why; known to the node that archives.
+    pub unpruned: Option<(WallTime, String)>,
 }
 
 /// Why something was not done.
@@ -71,9 +88,11 @@ enum CareError {
     #[error("the archive can't be pruned: {0}")]
     Prune(#[from] PruneError),
     #[error(transparent)]
+    Trim(#[from] TrimError),
+    #[error(transparent)]
     Key(#[from] KeyError),
     #[error("{0}")]
-    Local(#[from] std::io::Error),
+    Local(#[from] io::Error),
 }
 
 impl CareError {
@@ -108,9 +127,9 @@ pub struct Caretaker {
 impl Caretaker {
     /// Works for ever; what takes long is begun only while `active` says so. Can be dropped at any point.
     pub async fn run(self, active: watch::Receiver<bool>) {
-        let mut known = Known::since(clock::wall());
+        let mut known = Known::default();
         loop {
-            if let Err(error) = self.look(&active, &mut known).await
+            if let Err(error) = self.look(&active, &mut known, clock::wall()).await
                 && !error.is_early()
             {
                 let at = layout::cluster_name(self.cluster);
@@ -120,46 +139,119 @@ impl Caretaker {
         }
     }
 
-    async fn look(&self, active: &watch::Receiver<bool>, known: &mut Known) -> Result<(), CareError> {
-        let told = self.read(known).await?;
+    async fn look(&self, active: &watch::Receiver<bool>, known: &mut Known, now: WallTime) -> Result<(), CareError> {
         if !*active.borrow() {
+            // Another node tells of it.
+            (known.active_since, known.unpruned, known.untrimmed) = (None, None, None);
+            return self.read(known).await.map(drop);
+        }
+        let told = self.read(known).await?;
+        let began = *known.active_since.get_or_insert(now);
+        let last = |kind: ProofKind, tried: WallTime| {
+            let proven = told.iter().rfind(|told| told.kind == kind).map_or(known.since, |told| told.at);
+            // One that could not be finished waits for the next time, too: at level 3 and above it is dear.
+            proven.max(tried)
+        };
+        let verify = is_due(&self.care.verify, last(ProofKind::Verify, known.verified), began, now);
+        let prune = is_due(&self.care.prune, last(ProofKind::Prune, known.pruned), began, now);
+        let (keep, trim) = (self.care.keep.as_ref().filter(|_| prune), known.trim_at <= now);
+        if !verify && !trim && keep.is_none() {
             return Ok(());
         }
-        let now = clock::wall();
-        let pruned = match self.care.keep.as_ref().filter(|_| is_due(&self.care.prune, known.pruned, now)) {
+        let trimmed = if trim { self.trim(known, now).await } else { Ok(()) };
+        let pruned = match keep {
             Some(keep) => {
                 known.pruned = now;
-                self.prune(keep, now).await
+                let pruned = self.prune(keep).await;
+                known.unpruned = failing(known.unpruned.take(), &pruned, now);
+                pruned
             }
             None => Ok(()),
         };
-        let last = told.iter().rfind(|told| told.kind == ProofKind::Verify).map_or(known.verified, |told| told.at);
-        // One that could not be finished waits for the next time, too: at level 3 and above it is dear.
-        if is_due(&self.care.verify, last.max(known.verified), now) {
+        let verified = if verify {
             known.verified = now;
-            self.verify().await?;
-            self.read(known).await?;
-        }
-        pruned
+            self.verify(self.care.level).await
+        } else {
+            Ok(())
+        };
+        self.read(known).await?;
+        trimmed.and(pruned).and(verified)
     }
 
-    async fn prune(&self, keep: &Keep, now: WallTime) -> Result<(), CareError> {
-        let how = How { keep, grace: prune::GRACE, by: &self.author, dry_run: false };
-        let done = prune::run(&self.repository, self.cluster, how, now).await?;
+    async fn prune(&self, keep: &Keep) -> Result<(), CareError> {
+        let how = How { keep, grace: prune::GRACE, by: &self.author, lost: false, dry_run: false };
+        let begun = prune::begin(&self.repository, self.cluster, &self.author).await?;
+        let done = prune::run(&self.repository, self.cluster, how, begun).await?;
         let (dropped, deleted) = (done.plan.drops.len(), done.deleted.len());
         tracing::info!(url = self.repository.url(), dropped, deleted, "an archive was pruned");
+        if !done.lost.is_empty() {
+            let (url, objects) = (self.repository.url(), done.lost.len());
+            tracing::warn!(
+                url,
+                objects,
+                "what was stored before the archive began is left: see 'quorate backup verify'"
+            );
+        }
         Ok(())
+    }
+
+    /// Removes superseded manifests, as far as this node may.
+    async fn trim(&self, known: &mut Known, now: WallTime) -> Result<(), CareError> {
+        known.trim_at = behind(now, TRIM_EVERY);
+        let lock = self.care.keep.as_ref().map_or(Duration::ZERO, |keep| keep.object_lock);
+        let trimmed = trim::run_before_newest(&self.repository, self.cluster, lock).await;
+        let refused = matches!(&trimmed, Err(TrimError::Refused { source: StoreError::Forbidden { .. }, .. }));
+        let matters = match &trimmed {
+            Err(TrimError::Refused { left, .. }) => refused && *left > MANIFESTS_MAX,
+            Err(TrimError::Chain(error)) => error.is_broken(),
+            Ok(_) => false,
+        };
+        known.untrimmed = match &trimmed {
+            Err(error) if matters => Some((known.untrimmed.take().map_or(now, |(since, _)| since), error.to_string())),
+            Err(_) => known.untrimmed.take(),
+            Ok(_) => None,
+        };
+        match trimmed {
+            Ok(trimmed) => {
+                known.refused = false;
+                if trimmed.removed > 0 {
+                    let (removed, left) = (trimmed.removed, trimmed.left);
+                    tracing::info!(url = self.repository.url(), removed, left, "superseded manifests were removed");
+                }
+                Ok(())
+            }
+            Err(error) if refused => {
+                known.trim_at = behind(now, TRIM_AGAIN);
+                if !std::mem::replace(&mut known.refused, true) {
+                    tracing::warn!(url = self.repository.url(), %error, "superseded manifests stay");
+                }
+                Ok(())
+            }
+            // Once, so that it is kept beside the archive, and told, what is wrong with the chain.
+            Err(error) if matters && self.health.borrow().as_ref().is_none_or(|health| health.failed.is_none()) => {
+                self.verify(Level::Chain).await?;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads the proofs and tells what they say.
     async fn read(&self, known: &mut Known) -> Result<Vec<Told>, CareError> {
         let told = proof::list(&self.repository, self.cluster).await?;
         let since = self.repository.head(layout::REPOSITORY).await?.stored_at;
-        let mut health = Health { since, ..Health::default() };
+        known.since = since;
+        let unpruned = known.unpruned.clone().or_else(|| known.untrimmed.clone());
+        let mut health = Health { since, unpruned, ..Health::default() };
         // The deepest check that passed behind the proof that is looked at.
         let mut passed = 0;
-        let of_kind = |told: &&Told| told.kind != ProofKind::Prune;
-        for told in told.iter().rev().filter(of_kind).take(PROOFS_MAX) {
+        let checks: Vec<&Told> = told.iter().rev().filter(|told| told.kind != ProofKind::Prune).collect();
+        let failed = checks.iter().rposition(|told| !told.passed).map_or(0, |at| at + 1);
+        for (at, told) in checks.into_iter().take(failed.clamp(PROOFS_MIN, PROOFS_MAX)).enumerate() {
+            if at >= PROOFS_MIN && passed >= Level::Replay.number() {
+                // Nothing older can still matter.
+                break;
+            }
             let level = self.level(told, known).await?;
             match (told.kind, told.passed) {
                 (ProofKind::Drill, true) => health.drilled = health.drilled.max(Some(told.at)),
@@ -198,16 +290,29 @@ impl Caretaker {
         Ok(level)
     }
 
-    async fn verify(&self) -> Result<(), CareError> {
+    /// Does something to the folder for what is verified, where blocking does no harm.
+    async fn on_disk(&self, work: fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        let scratch = self.scratch.clone();
+        host::spawn_blocking(move || work(&scratch)).await?
+    }
+
+    async fn verify(&self, level: Level) -> Result<(), CareError> {
         let identities = match &self.care.identity_file {
-            Some(file) if self.care.level >= Level::Content => Identities::from_file(file)?,
+            Some(file) if level >= Level::Content => {
+                // What never ends, like a pipe, would hold up all that is done for this place.
+                if tokio::fs::metadata(file).await.is_ok_and(|meta| !meta.is_file()) {
+                    let why = format!("{} is no regular file, as a node's identity_file must be", file.display());
+                    return Err(std::io::Error::other(why).into());
+                }
+                Identities::from_file(file)?
+            }
             _ => Identities::default(),
         };
-        tokio::fs::create_dir_all(&self.scratch).await?;
+        self.on_disk(|scratch| fs::create_dir_all(scratch)).await?;
         let began = clock::wall();
-        let scope = Scope { level: self.care.level, identities: &identities, scratch: &self.scratch };
+        let scope = Scope { level, identities: &identities, scratch: &self.scratch };
         let report = verify::verify(&self.repository, self.cluster, scope, &|_| ()).await;
-        tokio::fs::remove_dir_all(&self.scratch).await?;
+        self.on_disk(|scratch| fs::remove_dir_all(scratch)).await?;
         let proof = report?.proof(&self.author, began, clock::wall());
         proof::write(&self.repository, self.cluster, &proof).await?;
         if proof.passed {
@@ -220,133 +325,46 @@ impl Caretaker {
 }
 
 /// What a caretaker remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Known {
-    /// When verifying was begun last.
+    /// When the repository was made.
+    since: WallTime,
+    /// Since when this node archives.
+    active_since: Option<WallTime>,
+    /// When verifying was begun here last.
     verified: WallTime,
     /// When pruning was.
     pruned: WallTime,
+    /// When superseded manifests are removed next.
+    trim_at: WallTime,
+    /// Whether it was told that they may not be removed.
+    refused: bool,
+    /// Since when pruning fails, and why.
+    unpruned: Option<(WallTime, String)>,
+    /// Since when manifests stay, and why, where that matters.
+    untrimmed: Option<(WallTime, String)>,
     /// How deep verifications went, by the name of their proof.
     levels: BTreeMap<String, u8>,
 }
 
-impl Known {
-    fn since(now: WallTime) -> Self {
-        Self { verified: now, pruned: now, levels: BTreeMap::new() }
-    }
+/// Whether a schedule has come since `last`, for a node that archives since `began`: at once, if it has come while it did.
+fn is_due(schedule: &Schedule, last: WallTime, began: WallTime, now: WallTime) -> bool {
+    schedule.next_after(last).is_some_and(|due| due <= now && (due >= began || behind(began, LATE_AFTER) <= now))
 }
 
-/// Whether a schedule has come since `last`.
-fn is_due(schedule: &Schedule, last: WallTime, now: WallTime) -> bool {
-    schedule.next_after(last).is_some_and(|due| due <= now)
+fn behind(at: WallTime, span: Duration) -> WallTime {
+    WallTime::new(at.get().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// Since when something fails, and why, after it was done once more.
+fn failing(
+    before: Option<(WallTime, String)>,
+    done: &Result<(), CareError>,
+    now: WallTime,
+) -> Option<(WallTime, String)> {
+    let error = done.as_ref().err().filter(|error| !error.is_early())?;
+    Some((before.map_or(now, |(since, _)| since), error.to_string()))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::backup::faults::Faults;
-    use crate::backup::sample::{Archive, CLUSTER};
-    use crate::backup::seal::Recipients;
-
-    const MINUTE: u64 = 60_000;
-
-    async fn archive() -> Archive {
-        Archive::filled(Faults::repository().0, Recipients::default()).await.0
-    }
-
-    fn caretaker(repository: &Repository, keep: Option<Keep>) -> (Caretaker, tempfile::TempDir) {
-        let dir = tempfile::tempdir().unwrap();
-        let always: Schedule = "* * * * *".parse().unwrap();
-        let level = Level::Replay;
-        let care = Care { verify: always.clone(), level, identity_file: None, keep, prune: always };
-        let (author, repository, scratch) = ("n1".to_owned(), repository.clone(), dir.path().join("scratch"));
-        (Caretaker { cluster: CLUSTER, author, care, repository, scratch, health: watch::Sender::new(None) }, dir)
-    }
-
-    fn names(archive: &Archive) -> BTreeSet<String> {
-        archive.catalogue.objects().map(|object| object.name.clone()).collect()
-    }
-
-    /// What the archive holds by now.
-    async fn reread(archive: &mut Archive) -> BTreeSet<String> {
-        archive.catalogue.refresh(&archive.repository).await.unwrap();
-        names(archive)
-    }
-
-    #[test]
-    fn a_schedule_is_due_once_it_has_come_since_the_last_time() {
-        let schedule: Schedule = "*/10 * * * *".parse().unwrap();
-        let at = |minutes: u64| WallTime::new(minutes * MINUTE);
-        assert!(
-            !is_due(&schedule, at(1), at(9)) && is_due(&schedule, at(1), at(10)) && is_due(&schedule, at(1), at(99))
-        );
-        assert!(!is_due(&schedule, at(10), at(19)));
-    }
-
-    #[tokio::test]
-    async fn the_node_that_archives_verifies_and_the_others_hear_of_it() {
-        let mut archive = archive().await;
-        let (caretaker, _dir) = caretaker(&archive.repository, None);
-        let (active, mut known) = (watch::Sender::new(false), Known::since(WallTime::ZERO));
-        let before = names(&archive);
-        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
-        assert_eq!(caretaker.health.borrow().as_ref().unwrap().verified, None, "another node archives");
-        active.send_replace(true);
-        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
-        let health = caretaker.health.borrow().clone().unwrap();
-        assert!(health.verified.is_some() && health.read.is_some(), "{health:?}");
-        assert!(health.failed.is_none() && health.drilled.is_none(), "{health:?}");
-        let proof = proof::newest(&archive.repository, CLUSTER, ProofKind::Verify, true).await.unwrap().unwrap();
-        assert_eq!((proof.level, proof.by.as_str()), (Some(4), "n1"));
-        assert!(!caretaker.scratch.exists());
-        assert_eq!(reread(&mut archive).await, before, "nothing is removed unasked");
-    }
-
-    #[tokio::test]
-    async fn what_is_not_to_be_kept_is_removed_by_the_node_that_archives_alone() {
-        let mut archive = archive().await;
-        let none =
-            Keep { window: Duration::ZERO, hourly: 0, daily: 0, weekly: 0, monthly: 0, object_lock: Duration::ZERO };
-        let (caretaker, _dir) = caretaker(&archive.repository, Some(none));
-        let active = watch::Sender::new(false);
-        let before = names(&archive);
-        caretaker.look(&active.subscribe(), &mut Known::since(WallTime::ZERO)).await.unwrap();
-        assert_eq!(reread(&mut archive).await, before);
-        active.send_replace(true);
-        let mut known = Known::since(WallTime::ZERO);
-        caretaker.look(&active.subscribe(), &mut known).await.unwrap();
-        let after = reread(&mut archive).await;
-        assert!(after.len() < before.len() && archive.catalogue.fulls().len() == 1, "{after:?}");
-        assert!(known.pruned > WallTime::ZERO);
-    }
-
-    #[tokio::test]
-    async fn damage_is_told_until_a_verification_passes() {
-        let archive = archive().await;
-        let victim = names(&archive).into_iter().next().unwrap();
-        let kept = archive.repository.get(&victim, 1 << 24).await.unwrap();
-        archive.repository.delete(&victim).await.unwrap();
-        let (caretaker, _dir) = caretaker(&archive.repository, None);
-        let active = watch::Sender::new(true);
-        caretaker.look(&active.subscribe(), &mut Known::since(WallTime::ZERO)).await.unwrap();
-        let failed = caretaker.health.borrow().clone().unwrap().failed.unwrap().1;
-        assert!(failed.starts_with("verify: ") && failed.contains(&victim), "{failed}");
-        archive.repository.create(&victim, kept).await.unwrap();
-        let mut known = Known::since(WallTime::ZERO);
-        let shallow = Care { level: Level::Chain, ..caretaker.care.clone() };
-        let shallow = Caretaker { care: shallow, health: caretaker.health.clone(), ..caretaker_like(&caretaker) };
-        shallow.verify().await.unwrap();
-        shallow.read(&mut known).await.unwrap();
-        assert!(shallow.health.borrow().clone().unwrap().failed.is_some(), "a shallower look settles nothing");
-        caretaker.verify().await.unwrap();
-        caretaker.read(&mut known).await.unwrap();
-        let health = caretaker.health.borrow().clone().unwrap();
-        assert!(health.failed.is_none() && health.read == health.verified, "{health:?}");
-    }
-
-    fn caretaker_like(other: &Caretaker) -> Caretaker {
-        caretaker(&other.repository, None).0
-    }
-}
+mod tests;

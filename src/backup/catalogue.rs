@@ -1,19 +1,26 @@
 //! What belongs to the archive of a cluster, read from its chain of manifests, and adding to it.
 //!
-//! Guarantees: a manifest that is missing or does not name the one before it is an error, never passed over; of two that
-//! append at the same time one wins, and the other knows what the first one wrote before it may try again; adding what is
-//! archived already does no harm. Leaves out: whether the objects are there and whole (`verify`).
+//! Guarantees: of the manifests that are read, none that is missing or does not name the one before it is passed over; one that
+//! is missing in front of the newest list, which a reader does not need, is found by a walk (`hole`); of two that append at
+//! the same time one wins, and the other knows what the first one wrote before it may try again; adding what is
+//! archived already does no harm; what is told as appended continues a chain that was there at that moment. Leaves out:
+//! whether the objects are there and whole (`verify`), and removing manifests that nobody needs (`trim`).
+//!
+//! A name that must be new says nothing where names are removed again: in a place that was emptied, and to a writer that
+//! slept while others went on and removed what was superseded, each name is new. So it is looked for the manifest before,
+//! once ahead of the new one, lest that become the first of nothing, and once behind it.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::layout::{self, Kind, Layout};
 use super::manifest::{FORMAT_VERSION, Manifest, ManifestError, Object, Sha};
 use super::repository::{Repository, StoreError};
 use crate::clock;
-use crate::types::{ClusterId, LogPosition};
+use crate::types::{ClusterId, LogPosition, WallTime};
 
 /// The longest manifest that is read, in bytes: one that lists some hundred thousand objects.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -23,6 +30,10 @@ const READS_AT_ONCE: usize = 32;
 
 /// Each manifest whose number divides by this lists all that belongs to the archive.
 pub const BASE_EVERY: u64 = 256;
+
+/// A walk looks at so many of the newest manifests at most: more than are written, at one a second, in the time for which
+/// superseded ones stay. Those before them were looked at before they were superseded (`trim`).
+pub const WALK_MAX: u64 = 32 * BASE_EVERY;
 
 /// The last manifest that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +52,10 @@ pub struct Catalogue {
     cluster: ClusterId,
     head: Option<Head>,
     objects: BTreeMap<String, Object>,
+    /// When the first object was stored, as the chain says.
+    began: Option<WallTime>,
+    /// The number of the newest list, or of the first manifest of all.
+    begin: u64,
 }
 
 /// Why the chain can't be read or continued.
@@ -101,18 +116,37 @@ impl CatalogueError {
     }
 }
 
+impl CatalogueError {
+    /// Whether the chain is damaged, as opposed to a store that does not answer, or another writer.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.is_loss() || self.is_unreadable()
+    }
+
+    /// Whether the chain can't be read as it is stored: nothing is added to it, nor is one begun in its place, until somebody
+    /// has mended or removed it.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            Self::Gap { .. } | Self::Unlinked { .. } | Self::Unequal { .. } => true,
+            Self::Manifest { source, .. } => !matches!(source, ManifestError::Newer(_)),
+            Self::Store(_) | Self::Replaced { .. } | Self::Overtaken => false,
+        }
+    }
+}
+
 impl Catalogue {
     /// Of a cluster of which nothing is archived.
     #[must_use]
     pub fn empty(cluster: ClusterId) -> Self {
-        Self { cluster, head: None, objects: BTreeMap::new() }
+        Self { cluster, head: None, objects: BTreeMap::new(), began: None, begin: 0 }
     }
 
     /// One that lists these objects, of no chain.
     #[cfg(test)]
     pub(super) fn of(cluster: ClusterId, objects: impl IntoIterator<Item = Object>) -> Self {
         let objects = objects.into_iter().map(|object| (object.name.clone(), object)).collect();
-        Self { cluster, head: None, objects }
+        Self { objects, ..Self::empty(cluster) }
     }
 
     /// Reads the chain of a cluster, back to the newest manifest that lists all.
@@ -120,25 +154,26 @@ impl Catalogue {
     /// # Errors
     /// [`CatalogueError`].
     pub async fn read(repository: &Repository, cluster: ClusterId) -> Result<Self, CatalogueError> {
-        let seqs = seqs(repository, cluster, None).await?;
-        let mut found: Vec<(Manifest, Sha)> = Vec::new();
-        for batch in seqs.rchunks(READS_AT_ONCE) {
-            let mut read = read_all(repository, cluster, batch.to_vec()).await?;
-            read.reverse();
-            let base = read.iter().position(|(manifest, _)| manifest.base.is_some());
-            found.extend(read.into_iter().take(base.map_or(usize::MAX, |at| at + 1)));
-            if base.is_some() {
+        let mut seqs = seqs(repository, cluster, None).await?;
+        let mut found: Vec<Vec<(Manifest, Sha)>> = Vec::new();
+        // None in front of the list: those may be removed at any time.
+        while !seqs.is_empty() {
+            let begin = seqs.iter().rposition(|seq| lists_all(*seq)).unwrap_or(0);
+            let read = read_all(repository, cluster, seqs.split_off(begin)).await?;
+            let lists_all = read.first().is_some_and(|(manifest, _)| manifest.base.is_some());
+            found.push(read);
+            if lists_all {
                 break;
             }
         }
         let mut catalogue = Self::empty(cluster);
-        for (manifest, sha) in found.into_iter().rev() {
+        for (manifest, sha) in found.into_iter().rev().flatten() {
             catalogue.link(manifest, sha)?;
         }
         Ok(catalogue)
     }
 
-    /// Reads what was appended meanwhile; tells how many manifests that were. The last manifest that was known is read
+    /// Reads what was appended meanwhile; tells how many manifests it has read for that. The last manifest that was known is read
     /// again, and must be the same, unless it was pruned behind a later one that lists all.
     ///
     /// # Errors
@@ -158,7 +193,14 @@ impl Catalogue {
             }
             _ => {}
         }
-        let mut read = read_all(repository, self.cluster, seqs).await?.into_iter();
+        let mut read = match read_all(repository, self.cluster, seqs).await {
+            Err(CatalogueError::Store(StoreError::Missing { .. })) => {
+                // Removed behind the listing: this was away for so long that what it knew is superseded.
+                *self = Self::read(repository, self.cluster).await?;
+                return Ok(0);
+            }
+            read => read?.into_iter(),
+        };
         if let Some(head) = known
             && read.next().is_none_or(|(_, sha)| sha != head.sha256)
         {
@@ -171,18 +213,39 @@ impl Catalogue {
         Ok(count)
     }
 
-    /// Reads every manifest that is there, oldest first, and shows each to `seen` with what belonged to the archive before
-    /// it. Unlike [`Self::read`] this checks each against the one before it, and those that list all against the others.
+    /// Reads the manifests that are there, oldest first, and shows each to `seen` with what belonged to the archive before
+    /// it: from the first of all on or, where that is gone or there are more than [`WALK_MAX`], from the oldest list of
+    /// all. Unlike [`Self::read`] this checks each against the one before it, and those that list all against the others, and
+    /// looks for a `hole` in front of them.
     ///
     /// # Errors
-    /// [`CatalogueError`]
+    /// [`CatalogueError`]; of a manifest that was listed and is gone [`StoreError::Missing`]: it may have been removed
+    /// meanwhile, as superseded.
     pub async fn walk(
         repository: &Repository,
         cluster: ClusterId,
+        seen: impl FnMut(&Self, &Manifest),
+    ) -> Result<Self, CatalogueError> {
+        let stored = stored(repository, cluster, None).await?;
+        let mut seqs = newest_run(numbers(&stored));
+        let most = usize::try_from(WALK_MAX).unwrap_or(usize::MAX);
+        seqs.drain(..seqs.len().saturating_sub(most));
+        let walked = Self::walk_over(repository, cluster, from_beginning(seqs), seen).await?;
+        match hole(repository, cluster, &stored).await? {
+            Some(seq) => Err(CatalogueError::Gap { seq }),
+            None => Ok(walked),
+        }
+    }
+
+    /// As [`Self::walk`], over manifests of these numbers, which follow each other.
+    pub(super) async fn walk_over(
+        repository: &Repository,
+        cluster: ClusterId,
+        seqs: Vec<u64>,
         mut seen: impl FnMut(&Self, &Manifest),
     ) -> Result<Self, CatalogueError> {
         let mut catalogue = Self::empty(cluster);
-        for batch in seqs(repository, cluster, None).await?.chunks(READS_AT_ONCE) {
+        for batch in seqs.chunks(READS_AT_ONCE) {
             for (manifest, sha) in read_all(repository, cluster, batch.to_vec()).await? {
                 if let (Some(base), Some(_)) = (&manifest.base, catalogue.head) {
                     let mut expected = catalogue.objects.clone();
@@ -202,7 +265,8 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError`]; on [`CatalogueError::Overtaken`] this knows what the other one has appended, nothing else is
-    /// changed, and whoever asked must look again whether what it wanted still is to be done.
+    /// changed, and whoever asked must look again whether what it wanted still is to be done. On
+    /// [`CatalogueError::Replaced`] what this was built on is gone, and nothing may be counted on.
     pub async fn append(
         &mut self,
         repository: &Repository,
@@ -210,7 +274,87 @@ impl Catalogue {
         adds: Vec<Object>,
         drops: Vec<String>,
     ) -> Result<(), CatalogueError> {
+        self.append_beside(repository, author, adds, drops, &[]).await
+    }
+
+    /// As [`Self::append`]; `beside` are names of objects that must be there as well once the manifest is stored: an archive
+    /// is emptied one object after the other, and not in the order in which it was filled.
+    ///
+    /// # Errors
+    /// As of [`Self::append`].
+    pub async fn append_beside(
+        &mut self,
+        repository: &Repository,
+        author: &str,
+        adds: Vec<Object>,
+        drops: Vec<String>,
+        beside: &[String],
+    ) -> Result<(), CatalogueError> {
         let seq = self.head.map_or(0, |head| head.seq) + 1;
+        let layout = Layout::new(self.cluster);
+        let before: Vec<String> = self.head.map(|head| layout.manifest(head.seq)).into_iter().collect();
+        if let Some(name) = missing(repository, &before).await? {
+            return Err(self.gone(repository, name, seq - 1).await);
+        }
+        let began = self.beginning(repository, seq, &adds).await?;
+        let manifest = self.manifest(seq, author, adds, drops, began);
+        let bytes = manifest.encode();
+        let sha = Sha::of(&bytes);
+        match repository.create(&layout.manifest(seq), Bytes::from(bytes)).await {
+            Ok(()) => {
+                let all: Vec<String> = before.into_iter().chain(beside.iter().cloned()).collect();
+                match missing(repository, &all).await? {
+                    Some(name) => Err(self.gone(repository, name, seq).await),
+                    None => self.link(manifest, sha),
+                }
+            }
+            Err(StoreError::Exists { .. }) => {
+                self.refresh(repository).await?;
+                Err(CatalogueError::Overtaken)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a manifest says of when the archive began, by the store's clock. The first one and those that list all do.
+    async fn beginning(
+        &self,
+        repository: &Repository,
+        seq: u64,
+        adds: &[Object],
+    ) -> Result<Option<WallTime>, StoreError> {
+        match seq {
+            1 => {
+                let names = adds.iter().map(|object| object.name.as_str());
+                let times = try_join_all(names.map(|name| stored_at(repository, name))).await?;
+                Ok(times.into_iter().flatten().min())
+            }
+            seq if lists_all(seq) => self.began(repository).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// When the archive began, by the store's clock: what was stored before then is of none, or of another one that was here.
+    /// `None` if there is no archive.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn began(&self, repository: &Repository) -> Result<Option<WallTime>, StoreError> {
+        if self.began.is_some() || self.head.is_none() {
+            return Ok(self.began);
+        }
+        // Of a chain that does not say it, this much is known.
+        stored_at(repository, &Layout::new(self.cluster).manifest(self.begin)).await
+    }
+
+    fn manifest(
+        &self,
+        seq: u64,
+        author: &str,
+        adds: Vec<Object>,
+        drops: Vec<String>,
+        began: Option<WallTime>,
+    ) -> Manifest {
         let mut manifest = Manifest {
             format: FORMAT_VERSION,
             cluster: layout::cluster_name(self.cluster),
@@ -218,24 +362,29 @@ impl Catalogue {
             previous: self.head.map(|head| head.sha256),
             written_at: clock::wall().get(),
             written_by: author.to_owned(),
+            began: began.map(WallTime::get),
             adds,
             drops,
             base: None,
         };
-        if seq.is_multiple_of(BASE_EVERY) {
+        if lists_all(seq) {
             let mut behind = self.objects.clone();
             change(&mut behind, &manifest);
             manifest.base = Some(behind.into_values().collect());
         }
-        let bytes = manifest.encode();
-        let sha = Sha::of(&bytes);
-        match repository.create(&Layout::new(self.cluster).manifest(seq), Bytes::from(bytes)).await {
-            Ok(()) => self.link(manifest, sha),
-            Err(StoreError::Exists { .. }) => {
-                self.refresh(repository).await?;
-                Err(CatalogueError::Overtaken)
+        manifest
+    }
+
+    /// What it means that something is missing that this was built on: others have gone on beyond `own`, and removed what
+    /// they superseded, or the archive was emptied or replaced.
+    async fn gone(&mut self, repository: &Repository, name: String, own: u64) -> CatalogueError {
+        match Self::read(repository, self.cluster).await {
+            Ok(now) if now.head.is_some_and(|head| head.seq > own) && now.object(&name).is_none() => {
+                *self = now;
+                CatalogueError::Overtaken
             }
-            Err(error) => Err(error.into()),
+            Err(error) if !error.is_loss() => error,
+            Ok(_) | Err(_) => CatalogueError::Replaced { name },
         }
     }
 
@@ -249,6 +398,10 @@ impl Catalogue {
             _ => {}
         }
         change(&mut self.objects, &manifest);
+        if manifest.base.is_some() || self.head.is_none() {
+            self.begin = seq;
+        }
+        self.began = manifest.began.map(WallTime::new).or(self.began);
         self.head = Some(Head { seq, sha256, written_at: manifest.written_at });
         Ok(())
     }
@@ -280,6 +433,12 @@ impl Catalogue {
     #[must_use]
     pub fn fulls(&self) -> Vec<&Object> {
         self.of_kind(Kind::Full)
+    }
+
+    /// The newest snapshot.
+    #[must_use]
+    pub fn newest_full(&self) -> Option<&Object> {
+        self.objects.values().filter(|object| object.kind == Kind::Full).max_by_key(|object| object.last.index)
     }
 
     /// The pieces of the log, by their last entry.
@@ -325,7 +484,7 @@ impl Catalogue {
     /// The last entry that can be restored; `None` without any snapshot.
     #[must_use]
     pub fn end(&self) -> Option<LogPosition> {
-        let newest = *self.fulls().last()?;
+        let newest = self.newest_full()?;
         Some(self.follow(newest.last.into()).0)
     }
 }
@@ -343,15 +502,90 @@ fn change(objects: &mut BTreeMap<String, Object>, manifest: &Manifest) {
     }
 }
 
-/// The numbers of the manifests there are, ascending: the newest ones, as far back as there is no gap. What is older than a
-/// gap is about to be pruned; if not, the first behind the gap lists not all, which whoever reads it notices.
+/// Whether the manifest of this number lists all that belongs to the archive.
+pub(super) const fn lists_all(seq: u64) -> bool {
+    seq.is_multiple_of(BASE_EVERY)
+}
+
+/// Those of consecutive numbers from which on manifests can be checked: the first of all, or the oldest that lists all.
+pub(super) fn from_beginning(mut seqs: Vec<u64>) -> Vec<u64> {
+    if seqs.first() != Some(&1)
+        && let Some(begin) = seqs.iter().position(|seq| lists_all(*seq))
+    {
+        seqs.drain(..begin);
+    }
+    seqs
+}
+
+/// The first of these objects that is not there.
+async fn missing(repository: &Repository, names: &[String]) -> Result<Option<String>, StoreError> {
+    let looks = names.iter().map(async |name| match repository.head(name).await {
+        Ok(_) => Ok(None),
+        Err(StoreError::Missing { .. }) => Ok(Some(name.clone())),
+        Err(error) => Err(error),
+    });
+    Ok(try_join_all(looks).await?.into_iter().flatten().next())
+}
+
+/// When an object was stored, by the store's clock; `None` if it is not there.
+async fn stored_at(repository: &Repository, name: &str) -> Result<Option<WallTime>, StoreError> {
+    match repository.head(name).await {
+        Ok(found) => Ok(Some(found.stored_at)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The numbers of the manifests there are, ascending: the newest ones, as far back as there is no gap. A reader needs what is
+/// behind the newest list alone; a gap in front of that a walk finds ([`hole`]), one behind it whoever reads.
 async fn seqs(repository: &Repository, cluster: ClusterId, after: Option<u64>) -> Result<Vec<u64>, CatalogueError> {
+    Ok(newest_run(numbers(&stored(repository, cluster, after).await?)))
+}
+
+/// All manifests there are, ascending, and when each was stored.
+async fn stored(
+    repository: &Repository,
+    cluster: ClusterId,
+    after: Option<u64>,
+) -> Result<Vec<(u64, WallTime)>, StoreError> {
     let layout = Layout::new(cluster);
     let behind = after.map(|seq| layout.manifest(seq));
     let listed = repository.list(&layout.chain(), behind.as_deref()).await?;
-    let seqs: Vec<u64> = listed.iter().filter_map(|object| layout.manifest_seq(&object.name)).collect();
+    Ok(listed.iter().filter_map(|object| Some((layout.manifest_seq(&object.name)?, object.stored_at))).collect())
+}
+
+fn numbers(stored: &[(u64, WallTime)]) -> Vec<u64> {
+    stored.iter().map(|(seq, _)| *seq).collect()
+}
+
+/// The number of a manifest that is missing in front of where a walk begins, though none of those in front of it was removed as
+/// superseded: those go first. What a writer left there that had slept, under a number that was free again, came later than
+/// what stands behind the gap, and is passed over. `stored` are all manifests, as they were just listed.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn hole(
+    repository: &Repository,
+    cluster: ClusterId,
+    stored: &[(u64, WallTime)],
+) -> Result<Option<u64>, StoreError> {
+    let run = newest_run(numbers(stored));
+    let Some(first) = run.first().copied() else { return Ok(None) };
+    let begin = from_beginning(run).first().copied();
+    let begun = stored.iter().find(|(seq, _)| Some(*seq) == begin).map(|(_, at)| *at);
+    let Some(at) = stored.iter().rposition(|(seq, at)| *seq < first && Some(*at) < begun) else { return Ok(None) };
+    let follows = stored[at..].windows(2).take_while(|pair| pair[0].0 + 1 == pair[1].0).count();
+    let before = stored[at + follows].0;
+    // One that was removed while the others were being listed: it looks as if the next one alone had gone.
+    let is_there = stored_at(repository, &Layout::new(cluster).manifest(before)).await?.is_some();
+    Ok(is_there.then_some(before + 1))
+}
+
+/// The last of ascending numbers, as far back as there is no gap.
+pub(super) fn newest_run(mut seqs: Vec<u64>) -> Vec<u64> {
     let gap = seqs.windows(2).rposition(|pair| pair[0] + 1 != pair[1]);
-    Ok(seqs[gap.map_or(0, |gap| gap + 1)..].to_vec())
+    seqs.drain(..gap.map_or(0, |gap| gap + 1));
+    seqs
 }
 
 /// Reads manifests, several at a time, and returns them in the order of `seqs`.
@@ -478,6 +712,99 @@ mod tests {
         assert!(is_replaced(&error), "{error}");
         let error = catalogue.append(&repository, "n1", vec![object(Kind::Full, None, 4)], vec![]).await.unwrap_err();
         assert!(is_replaced(&error), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_appended_to_an_archive_that_was_emptied() {
+        let repository = repository();
+        let layout = Layout::new(CLUSTER);
+        let mut catalogue = Catalogue::empty(CLUSTER);
+        for at in 0..3 {
+            catalogue.append(&repository, "n1", vec![object(Kind::Full, None, at)], vec![]).await.unwrap();
+        }
+        // An object that was there beside the manifests is gone first.
+        let beside = ["full".to_owned()];
+        repository.create("full", "x".into()).await.unwrap();
+        catalogue.append_beside(&repository, "n1", vec![], vec![], &beside).await.unwrap();
+        repository.delete("full").await.unwrap();
+        let appended = catalogue.clone().append_beside(&repository, "n1", vec![], vec![], &beside).await;
+        assert!(matches!(appended, Err(CatalogueError::Replaced { name }) if name == "full"));
+        for seq in 1..=5 {
+            repository.delete(&layout.manifest(seq)).await.unwrap();
+        }
+        let appended = catalogue.append(&repository, "n1", vec![], vec![]).await;
+        assert!(matches!(appended, Err(CatalogueError::Replaced { name }) if name == layout.manifest(4)));
+        assert_eq!(repository.list(&layout.chain(), None).await.unwrap(), [], "it would be the first of nothing");
+        // What is begun there then is not taken for what was there.
+        let mut other = Catalogue::empty(CLUSTER);
+        for at in 0..2 {
+            other.append(&repository, "n2", vec![object(Kind::Full, None, at)], vec![]).await.unwrap();
+        }
+        let appended = catalogue.append(&repository, "n1", vec![], vec![]).await;
+        assert!(matches!(appended, Err(CatalogueError::Replaced { .. })));
+        assert_eq!(Catalogue::read(&repository, CLUSTER).await.unwrap(), other);
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_is_missing_in_front_of_a_list_is_found_by_a_walk_and_what_came_there_later_is_passed_over()
+    {
+        let (repository, layout) = (repository(), Layout::new(CLUSTER));
+        let mut catalogue = Catalogue::empty(CLUSTER);
+        for _ in 0..2 * BASE_EVERY + 7 {
+            catalogue.append(&repository, "n1", vec![], vec![]).await.unwrap();
+        }
+        let walk =
+            async || Catalogue::walk(&repository, CLUSTER, |_, _| ()).await.map(|walked| walked.head.unwrap().seq);
+        let end = catalogue.head.unwrap().seq;
+        // As it is while superseded ones are removed, or were until somebody was killed.
+        for seq in 1..=60 {
+            repository.delete(&layout.manifest(seq)).await.unwrap();
+        }
+        assert_eq!(walk().await.unwrap(), end);
+        for missing in [BASE_EVERY - 1, BASE_EVERY, BASE_EVERY + 90, 2 * BASE_EVERY - 1] {
+            let kept = repository.get(&layout.manifest(missing), 10_000).await.unwrap();
+            repository.delete(&layout.manifest(missing)).await.unwrap();
+            assert_eq!(Catalogue::read(&repository, CLUSTER).await.unwrap(), catalogue, "a reader does not need it");
+            assert!(matches!(walk().await, Err(CatalogueError::Gap { seq }) if seq == missing));
+            repository.create(&layout.manifest(missing), kept).await.unwrap();
+            assert_eq!(walk().await.unwrap(), end);
+        }
+        // What a writer adds that had slept while its number became free.
+        repository.create(&layout.manifest(17), "what it wrote".into()).await.unwrap();
+        assert_eq!(walk().await.unwrap(), end);
+    }
+
+    #[tokio::test]
+    async fn when_an_archive_began_is_known_though_its_first_manifests_are_gone() {
+        let (repository, layout) = (repository(), Layout::new(CLUSTER));
+        let first = object(Kind::Full, None, 3);
+        repository.create(&first.name, "x".into()).await.unwrap();
+        let began = stored_at(&repository, &first.name).await.unwrap();
+        let mut catalogue = Catalogue::empty(CLUSTER);
+        assert_eq!(catalogue.began(&repository).await.unwrap(), None);
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        catalogue.append(&repository, "n1", vec![first], vec![]).await.unwrap();
+        for _ in 1..2 * BASE_EVERY {
+            catalogue.append(&repository, "n1", vec![], vec![]).await.unwrap();
+        }
+        for seq in 1..2 * BASE_EVERY {
+            repository.delete(&layout.manifest(seq)).await.unwrap();
+        }
+        let read = Catalogue::read(&repository, CLUSTER).await.unwrap();
+        assert_eq!(read, catalogue);
+        assert!(began.is_some() && read.began(&repository).await.unwrap() == began);
+    }
+
+    #[tokio::test]
+    async fn a_walk_reads_a_bounded_number_of_manifests_from_a_list_on() {
+        let repository = repository();
+        let mut catalogue = Catalogue::empty(CLUSTER);
+        for _ in 0..WALK_MAX + BASE_EVERY + 7 {
+            catalogue.append(&repository, "n1", vec![], vec![]).await.unwrap();
+        }
+        let mut walked = Vec::new();
+        Catalogue::walk(&repository, CLUSTER, |_, manifest| walked.push(manifest.seq)).await.unwrap();
+        assert_eq!((walked[0], walked.len() as u64), (2 * BASE_EVERY, WALK_MAX - BASE_EVERY + 8));
     }
 
     #[test]

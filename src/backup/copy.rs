@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::TryStreamExt as _;
@@ -17,13 +18,24 @@ use super::layout::{self, Kind};
 use super::manifest::{Object, Sha};
 use super::marker::{self, MarkerError};
 use super::probe::{self, ProbeError};
+use super::prune::NAME_WITHIN;
 use super::repository::{PART_BYTES, Repository, StoreError};
 use super::seal::{Identities, Recipients};
 use super::transfer::{self, FetchError, StoreDataError};
-use crate::types::ClusterId;
+use crate::clock;
+use crate::types::{ClusterId, WallTime};
 
 /// A manifest of the copy names so many new objects at most, so that an interruption costs little.
 const OBJECTS_A_MANIFEST: usize = 16;
+
+/// And is written after this time at the latest: what was stored long ago may be taken for left over (`prune`).
+const NAME_AFTER: Duration = Duration::from_secs(NAME_WITHIN.as_secs() / 4);
+
+/// What an earlier copy has left is named if it is younger than this; older objects are stored once more.
+const TAKEN_OVER_MAX: Duration = Duration::from_secs(NAME_WITHIN.as_secs() / 2);
+
+/// So many objects are stored once more before they are named, at most: each of a manifest twice.
+const STORED_ANEW_MAX: usize = 2 * OBJECTS_A_MANIFEST;
 
 /// How often the manifest is tried again when others append at the same time.
 const APPENDS_MAX: usize = 10;
@@ -115,20 +127,83 @@ pub async fn copy(
     let mut done = Copied { present: present.len() as u64, ..Copied::default() };
     // The numbers of manifests are anybody's.
     let bytes_total = missing.iter().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
-    for batch in missing.chunks(OBJECTS_A_MANIFEST) {
-        let mut adds = Vec::with_capacity(batch.len());
-        for object in batch {
-            adds.push(match reseal {
-                Some(reseal) => resealed(from, to, cluster, object, reseal).await?,
-                None => as_it_is(from, to, object).await?,
-            });
-            done.objects += 1;
-            done.bytes += object.bytes;
-            progress(done, bytes_total);
+    let copier = Copier { from, to, cluster, reseal, by };
+    let mut batch: Vec<Stored<'_>> = Vec::new();
+    for (left, object) in (0..missing.len()).rev().zip(missing) {
+        let is_large = object.bytes > PART_BYTES as u64;
+        if is_large && !batch.is_empty() {
+            // Nobody knows how long this one will take.
+            copier.name(&mut target, &source, std::mem::take(&mut batch)).await?;
         }
-        append(to, &mut target, &source, adds, by).await?;
+        batch.push(copier.store(object, false).await?);
+        done.objects += 1;
+        done.bytes += object.bytes;
+        progress(done, bytes_total);
+        let waits_long = batch.first().is_some_and(|first| first.age() >= NAME_AFTER);
+        if left == 0 || batch.len() == OBJECTS_A_MANIFEST || is_large || waits_long {
+            copier.name(&mut target, &source, std::mem::take(&mut batch)).await?;
+        }
     }
     Ok(done)
+}
+
+/// An object of the copy that no manifest names yet.
+struct Stored<'a> {
+    /// What it is a copy of.
+    of: &'a Object,
+    object: Object,
+    /// When it was stored.
+    at: WallTime,
+}
+
+impl Stored<'_> {
+    /// How long ago it was stored, by a clock that goes on where this machine sleeps.
+    fn age(&self) -> Duration {
+        Duration::from_millis(clock::wall().get().saturating_sub(self.at.get()))
+    }
+}
+
+/// From where to where.
+struct Copier<'a> {
+    from: &'a Repository,
+    to: &'a Repository,
+    cluster: ClusterId,
+    reseal: Option<Reseal<'a>>,
+    by: &'a str,
+}
+
+impl Copier<'_> {
+    /// Stores the copy of an object; `anew` takes over nothing that is there.
+    async fn store<'a>(&self, object: &'a Object, anew: bool) -> Result<Stored<'a>, CopyError> {
+        let &Self { from, to, cluster, reseal, .. } = self;
+        let (copy, at) = match reseal {
+            Some(reseal) => (resealed(from, to, cluster, object, reseal).await?, clock::wall()),
+            None => as_it_is(from, to, cluster, object, clock::wall(), anew).await?,
+        };
+        Ok(Stored { of: object, object: copy, at })
+    }
+
+    /// Names in a manifest what was stored. What was stored so long ago that a prune may have taken it for left over is stored
+    /// once more before.
+    async fn name(
+        &self,
+        target: &mut Catalogue,
+        source: &Catalogue,
+        mut batch: Vec<Stored<'_>>,
+    ) -> Result<(), CopyError> {
+        for _ in 0..STORED_ANEW_MAX {
+            let Some(old) = batch.iter_mut().find(|stored| stored.age() >= TAKEN_OVER_MAX) else {
+                let adds = batch.into_iter().map(|stored| stored.object).collect();
+                return append(self.to, target, source, adds, self.by).await;
+            };
+            *old = self.store(old.of, true).await?;
+        }
+        let minutes = TAKEN_OVER_MAX.as_secs() / 60;
+        let why = format!(
+            "objects that were stored more than {minutes} minutes ago can't be named, and storing them takes longer"
+        );
+        Err(CopyError::TargetStore(StoreError::Failed { why }))
+    }
 }
 
 /// What an object is, whatever its name and whoever can open it.
@@ -176,31 +251,44 @@ async fn append(
     Err(CopyError::TargetCatalogue(CatalogueError::Overtaken))
 }
 
-/// Copies an object byte for byte.
-async fn as_it_is(from: &Repository, to: &Repository, object: &Object) -> Result<Object, CopyError> {
+/// Copies an object byte for byte; `now` is by the clock of the other store. Gives when it was stored, too. `anew` takes over
+/// nothing that is there.
+async fn as_it_is(
+    from: &Repository,
+    to: &Repository,
+    cluster: ClusterId,
+    object: &Object,
+    now: WallTime,
+    anew: bool,
+) -> Result<(Object, WallTime), CopyError> {
     let damaged = |why: String| FetchError::Damaged { name: object.name.clone(), why };
+    let mut copy = object.clone();
+    match to.head(&object.name).await {
+        // An earlier copy got no further than this.
+        _ if anew => copy.name = another_name(cluster, object),
+        Ok(found) if now.get().saturating_sub(found.stored_at.get()) < millis(TAKEN_OVER_MAX) => {
+            let sha = sha_of(to, &object.name).await.map_err(CopyError::TargetStore)?;
+            if sha == object.sha256 {
+                return Ok((copy, found.stored_at));
+            }
+            return Err(CopyError::TargetStore(StoreError::Exists { name: object.name.clone() }));
+        }
+        // Or, so long ago that it may be deleted at any time.
+        Ok(_) => copy.name = another_name(cluster, object),
+        Err(StoreError::Missing { .. }) => {}
+        Err(error) => return Err(CopyError::TargetStore(error)),
+    }
     if object.bytes <= PART_BYTES as u64 {
         let content = from.get(&object.name, PART_BYTES).await?;
         if Sha::of(&content) != object.sha256 {
             return Err(damaged("its SHA-256 is not that of the manifest".into()).into());
         }
-        // The same bytes again are no error: an earlier copy got no further than this.
-        to.create(&object.name, content).await.map_err(CopyError::TargetStore)?;
-        return Ok(object.clone());
-    }
-    match to.head(&object.name).await {
-        Ok(_) => {
-            let sha = sha_of(to, &object.name).await.map_err(CopyError::TargetStore)?;
-            if sha == object.sha256 {
-                return Ok(object.clone());
-            }
-            return Err(CopyError::TargetStore(StoreError::Exists { name: object.name.clone() }));
-        }
-        Err(StoreError::Missing { .. }) => {}
-        Err(error) => return Err(CopyError::TargetStore(error)),
+        let at = clock::wall();
+        to.create(&copy.name, content).await.map_err(CopyError::TargetStore)?;
+        return Ok((copy, at));
     }
     let (_, mut stream) = from.stream(&object.name).await?;
-    let mut upload = to.upload(&object.name).await.map_err(CopyError::TargetStore)?;
+    let mut upload = to.upload(&copy.name).await.map_err(CopyError::TargetStore)?;
     let (mut part, mut hash, mut bytes) = (BytesMut::new(), Sha256::new(), 0_u64);
     let copied = async {
         while let Some(piece) = stream.try_next().await? {
@@ -229,7 +317,23 @@ async fn as_it_is(from: &Repository, to: &Repository, object: &Object) -> Result
             return Err(error);
         }
     }
-    Ok(object.clone())
+    Ok((copy, clock::wall()))
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A new name for what an object holds.
+fn another_name(cluster: ClusterId, object: &Object) -> String {
+    let (layout, encrypted) = (layout::Layout::new(cluster), layout::is_encrypted(&object.name));
+    match object.kind {
+        Kind::Full => layout.full(object.last.index, rand::random(), encrypted),
+        Kind::Log => {
+            let first = object.previous.map_or(0, |previous| previous.index + 1);
+            layout.log(first, object.last.index, rand::random(), encrypted)
+        }
+    }
 }
 
 async fn sha_of(repository: &Repository, name: &str) -> Result<Sha, StoreError> {

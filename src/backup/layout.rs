@@ -5,7 +5,7 @@
 //! <prefix>/<cluster>/chain/<seq>.json                       manifests: what belongs to the archive, in order
 //! <prefix>/<cluster>/log/<first>-<last>-<random>.log.zst[.age]      entries of the log
 //! <prefix>/<cluster>/full/<last>-<random>.snapshot.zst[.age]        whole states
-//! <prefix>/<cluster>/proof/<time>-<kind>-<random>.json      what verifications and drills found
+//! <prefix>/<cluster>/proof/<time>-<kind>-<passed|failed>-<random>.json      what verify, drill and prune found and did
 //! ```
 //!
 //! A cluster is 16 hexadecimal digits, numbers have 20 decimal ones, so that names sort as what they name. Each restore and
@@ -101,6 +101,15 @@ impl Layout {
         (digits.len() == 20).then(|| digits.parse().ok())?
     }
 
+    /// The first and the last entry in a piece of the log, from its name below the prefix; `None` for other names.
+    #[must_use]
+    pub fn log_range(&self, name: &str) -> Option<(u64, u64)> {
+        let rest = name.strip_prefix(&self.data(Kind::Log))?.strip_prefix('/')?;
+        let (first, rest) = rest.split_once('-')?;
+        let (last, _) = rest.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    }
+
     /// Whether a name below the prefix is that of data of this cluster, which alone may be deleted.
     #[must_use]
     pub fn is_data(&self, name: &str) -> bool {
@@ -155,6 +164,8 @@ mod tests {
         assert!(is_encrypted(&LAYOUT.log(5, 12, 0, true)) && !is_encrypted(&LAYOUT.full(5, 0, false)));
         assert_eq!(LAYOUT.manifest_seq(&LAYOUT.manifest(u64::MAX)), Some(u64::MAX));
         assert_eq!(cluster_of(&LAYOUT.folder()), Some(ClusterId::new(0xAB)));
+        assert_eq!(LAYOUT.log_range(&LAYOUT.log(5, u64::MAX, 0xF, true)), Some((5, u64::MAX)));
+        assert_eq!(LAYOUT.log_range(&LAYOUT.full(5, 1, false)), None);
         for other in ["00000000000000ab/chain/7.json", "00000000000000ab/log/00000000000000000007.json", "x"] {
             assert_eq!(LAYOUT.manifest_seq(other), None);
         }

@@ -15,6 +15,7 @@ use super::repository::{PART_BYTES, Repository, Upload};
 use super::seal::{Recipients, SealWriter, Sealed};
 use super::segment::{SegmentEnd, SegmentHeader, SegmentWriter, StateMark};
 use super::transfer::{PARTS_WAITING, Parts, StoreDataError, object, times};
+use crate::host;
 use crate::state::LogEntry;
 use crate::types::{ClusterId, LogPosition};
 
@@ -53,13 +54,13 @@ impl LogObject {
     /// [`StoreDataError`].
     pub(super) async fn begin(self, repository: &Repository, keys: &Recipients) -> Result<Sending, StoreDataError> {
         let last = self.last.index.get();
-        let name = Layout::new(self.cluster).log(self.first, last, rand::random(), !keys.is_empty());
+        let name = Layout::new(self.cluster).log(self.first, last, host::random(), !keys.is_empty());
         let upload = repository.upload(&name).await?;
         let (pieces, mut arriving) = mpsc::channel::<Vec<LogEntry>>(PIECES_WAITING);
         let (packed, parts) = mpsc::channel(PARTS_WAITING);
         let (keys, header, state) =
             (keys.clone(), SegmentHeader { cluster: self.cluster, previous: self.previous }, self.state);
-        let packing = tokio::task::spawn_blocking(move || {
+        let packing = host::spawn_blocking(move || {
             let sealing = BufWriter::with_capacity(PART_BYTES / 8, SealWriter::new(Parts::new(packed), &keys)?);
             let mut writer = SegmentWriter::new(sealing, &header)?;
             let mut all_times: Option<(u64, u64)> = None;
@@ -90,6 +91,7 @@ impl Sending {
         let mut sent = 0;
         loop {
             tokio::select! {
+                biased;
                 room = self.pieces.reserve() => {
                     // Without a receiver packing has failed, and says why at the end.
                     if let Ok(room) = room {

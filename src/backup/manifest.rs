@@ -130,6 +130,10 @@ pub struct Manifest {
     pub written_at: u64,
     /// The name of the node that wrote it, or of a command.
     pub written_by: String,
+    /// When the first object of the archive was stored, by the store's clock, in milliseconds since the epoch: what no manifest
+    /// names and is older is not of this archive. In the first manifest, and in those with a `base`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<u64>,
     /// What belongs to the archive from now on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adds: Vec<Object>,
@@ -230,6 +234,7 @@ mod tests {
             previous: Some(Sha::of(b"first")),
             written_at: 1_700_000_000_000,
             written_by: "n1".into(),
+            began: None,
             adds: vec![object("a")],
             drops: vec!["b".into()],
             base: None,

@@ -105,9 +105,17 @@ pub(super) async fn read(repository: &Repository) -> Result<Option<Bytes>, Store
 /// [`MarkerError`].
 pub async fn check(repository: &Repository) -> Result<(), MarkerError> {
     let url = repository.url().to_owned();
-    let Some(bytes) = read(repository).await? else {
-        let found = strangers(repository).await?;
-        return Err(if found.is_empty() { MarkerError::Empty { url } } else { MarkerError::Foreign { url, found } });
+    let bytes = match read(repository).await? {
+        Some(bytes) => bytes,
+        None => {
+            let found = strangers(repository).await?;
+            // Another node may have made it a repository between the two looks.
+            match read(repository).await? {
+                Some(bytes) => bytes,
+                None if found.is_empty() => return Err(MarkerError::Empty { url }),
+                None => return Err(MarkerError::Foreign { url, found }),
+            }
+        }
     };
     let marker: Marker = serde_json::from_slice(&bytes)
         .map_err(|error| MarkerError::Damaged { url: url.clone(), why: error.to_string() })?;
@@ -161,6 +169,7 @@ mod tests {
     use object_store::path::Path;
 
     use super::*;
+    use crate::backup::faults::{Fault, Faults};
 
     fn repository() -> Repository {
         Repository::new(Arc::new(InMemory::new()), Path::from("some/prefix"), "memory:")
@@ -188,6 +197,20 @@ mod tests {
             assert!(text.contains("holiday.jpg") && text.contains("no repository"), "{text}");
         }
         assert_eq!(repository.top().await.unwrap(), (vec![], vec!["holiday.jpg".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn a_repository_that_another_node_makes_meanwhile_is_no_foreign_folder() {
+        let (repository, faults) = Faults::repository();
+        assert!(ensure(&repository).await.unwrap());
+        // Not there at the first look, and there when it is looked what else there is.
+        faults.set(Fault::NotYet(1, REPOSITORY));
+        assert!(!ensure(&repository).await.unwrap());
+        faults.set(Fault::NotYet(2, REPOSITORY));
+        assert!(
+            matches!(ensure(&repository).await, Err(MarkerError::Foreign { .. })),
+            "it is listed, and is not there"
+        );
     }
 
     #[tokio::test]

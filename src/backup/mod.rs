@@ -6,9 +6,11 @@
 //! cluster. Leaves out: which member archives and when (`node`), and making a member of what was restored (`node`, `raft`).
 
 pub mod archiver;
+mod bandwidth;
 pub mod care;
 pub mod catalogue;
 pub mod copy;
+pub mod credentials;
 pub mod layout;
 mod log_object;
 pub mod manifest;
@@ -18,7 +20,6 @@ pub mod probe;
 pub mod proof;
 pub mod prune;
 pub mod rebuild;
-pub mod replay;
 pub mod repository;
 pub mod retention;
 pub mod schedule;
@@ -30,6 +31,7 @@ pub mod target;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod transfer;
+pub mod trim;
 pub mod verify;
 
 #[cfg(test)]

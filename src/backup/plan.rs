@@ -107,6 +107,17 @@ pub enum PlanError {
         /// What there is.
         windows: Vec<Window>,
     },
+    /// A time behind all that is archived.
+    #[error(
+        "the archive ends at {}: nothing in it tells whether more was written between then and {}; without a point, \
+         or with that time, the state at its end is restored", rfc3339(*.end), rfc3339(*.wanted)
+    )]
+    Beyond {
+        /// What was wanted.
+        wanted: WallTime,
+        /// When the last command that is archived was proposed, or the last snapshot written.
+        end: WallTime,
+    },
     /// Between two parts of the archive.
     #[error("{target} lies in a gap of the archive: entries {after} to {before} are not in it; can be restored: {}", list(.windows))]
     Gap {
@@ -313,7 +324,12 @@ fn choose<'a>(stretches: &[Stretch<'a>], target: Target) -> Result<&'a Object, P
     };
     match (beyond, next) {
         (false, _) => {}
-        (true, None) => return Err(outside()),
+        (true, None) => {
+            return Err(match (target, end.at) {
+                (Target::Time(wanted), Some(end)) => PlanError::Beyond { wanted, end },
+                _ => outside(),
+            });
+        }
         (true, Some(next)) => {
             let (after, before) = (end.index.get() + 1, next.first().last.index - 1);
             return Err(PlanError::Gap { target, after, before, windows: windows() });
@@ -353,7 +369,7 @@ fn revision_max_of(catalogue: &Catalogue) -> Revision {
     let marked = catalogue.objects().filter_map(|object| Some((object.last.index, revision(object)?)));
     let (index, newest) = marked.max().unwrap_or_default();
     let behind = catalogue.segments().into_iter().filter(|object| object.last.index > index);
-    let made: u64 = behind.map(|object| object.plain_bytes / COMMAND_BYTES_MIN).sum();
+    let made = behind.map(|object| object.plain_bytes / COMMAND_BYTES_MIN).fold(0, u64::saturating_add);
     Revision::new(newest.get().saturating_add(made))
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::Layout;
 use super::manifest::{Place, State};
 use super::repository::{Listed, Repository, StoreError};
+use crate::host;
 use crate::types::{ClusterId, WallTime};
 
 /// The newest format, which is the one that is written.
@@ -114,6 +115,8 @@ pub struct Told {
     pub kind: ProofKind,
     /// Whether all was well.
     pub passed: bool,
+    /// When it was kept, by the store's clock.
+    pub stored_at: WallTime,
 }
 
 impl Told {
@@ -127,7 +130,8 @@ impl Told {
             "failed" => false,
             _ => return None,
         };
-        Some(Self { name: object.name.clone(), at: WallTime::new(at.parse().ok()?), kind, passed })
+        let (name, at) = (object.name.clone(), WallTime::new(at.parse().ok()?));
+        Some(Self { name, at, kind, passed, stored_at: object.stored_at })
     }
 }
 
@@ -137,7 +141,7 @@ impl Told {
 /// [`StoreError`].
 pub async fn write(repository: &Repository, cluster: ClusterId, proof: &Proof) -> Result<String, StoreError> {
     let passed = if proof.passed { "passed" } else { "failed" };
-    let (folder, kind, random) = (Layout::new(cluster).proofs(), proof.kind.name(), rand::random::<u64>());
+    let (folder, kind, random) = (Layout::new(cluster).proofs(), proof.kind.name(), host::random());
     let name = format!("{folder}/{:020}-{kind}-{passed}-{random:016x}.json", proof.at);
     let mut bytes = serde_json::to_vec(proof).expect("plain data into a growing vector can't fail");
     bytes.push(b'\n');

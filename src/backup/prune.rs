@@ -2,24 +2,29 @@
 //! the archive any more, and only a later run deletes it. Whoever is restoring meanwhile still finds it.
 //!
 //! Guarantees: an object that belongs to the archive is never deleted; nothing is taken out unless what stays is there, with
-//! its length; a run that ends in the middle leaves nothing that the next one does not mend. Deleted are data, old manifests
-//! and old proofs of one cluster, by their names, and nothing else. Leaves out: what is kept (`retention`), and the schedule.
+//! its length; a run that ends in the middle leaves nothing that the next one does not mend. Deleted are data, superseded
+//! manifests (`trim`) and old proofs of one cluster, by their names, and nothing else. Leaves out: what is kept
+//! (`retention`), and the schedule.
 //!
-//! What no manifest names is deleted once it is older than the grace. So whoever stores an object must name it in a
-//! manifest within [`NAME_WITHIN`], or store it again.
+//! What no manifest names is deleted once it is older than the grace, and was not taken out of the archive within the grace:
+//! when that was is known from the proofs of pruning and, of a piece of the log that was replaced by a larger one, from the
+//! time at which that was stored. Whoever stores an object must name it in a manifest within [`NAME_WITHIN`], or store it
+//! again; so no grace may be shorter. What was stored before the archive began is of another one, whose manifests are gone, or
+//! of a first upload that came to nothing: it stays unless it is asked for ([`How::lost`]), since with its manifests put back it
+//! can be restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::catalogue::{BASE_EVERY, Catalogue, CatalogueError, MANIFEST_BYTES_MAX};
+use super::catalogue::{Catalogue, CatalogueError};
 use super::layout::Layout;
-use super::manifest::Manifest;
 use super::marker::{self, MarkerError};
 use super::proof::{self, Proof, ProofKind};
 use super::repository::{Listed, Repository, StoreError};
 use super::retention::{self, Keep, Plan};
+use super::trim::{self, TrimError};
 use super::verify;
 use crate::clock;
 use crate::types::{ClusterId, WallTime};
@@ -27,13 +32,10 @@ use crate::types::{ClusterId, WallTime};
 /// How long an object stays that belongs to nothing: longer than any restore, or upload, should take.
 pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long after it was stored an object may be named in a manifest.
+/// How long after it was stored an object may be named in a manifest, and the shortest grace.
 pub const NAME_WITHIN: Duration = Duration::from_secs(60 * 60);
 
-/// Manifests stay for so long behind one that lists all: whoever reads the chain is done with it.
-const MANIFEST_GRACE: Duration = Duration::from_secs(60 * 60);
-
-/// So many proofs of a kind stay.
+/// So many proofs of a kind that passed stay, and as many that did not.
 const PROOFS_MAX: usize = 100;
 
 /// How often the manifest is tried again when others append at the same time.
@@ -47,10 +49,12 @@ const DELETES_AT_ONCE: usize = 16;
 pub struct How<'a> {
     /// What is kept.
     pub keep: &'a Keep,
-    /// How long dropped objects and orphans stay; [`GRACE`] where nobody knows better.
+    /// How long dropped objects and orphans stay; [`GRACE`] where nobody knows better, [`NAME_WITHIN`] at least.
     pub grace: Duration,
     /// The node or command that does it.
     pub by: &'a str,
+    /// Also delete what was stored before the archive began, once the grace is over.
+    pub lost: bool,
     /// Only tell what would happen.
     pub dry_run: bool,
 }
@@ -64,6 +68,8 @@ pub struct Pruned {
     pub deleted: Vec<Listed>,
     /// What belongs to nothing, and waits for the end of its grace.
     pub waiting: Vec<Listed>,
+    /// What was stored before the archive began, and stays.
+    pub lost: Vec<Listed>,
     /// How many old manifests were deleted.
     pub manifests: usize,
     /// How many old proofs were.
@@ -73,6 +79,16 @@ pub struct Pruned {
 /// Why an archive is not pruned (any further).
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
+    /// Objects that are about to belong to the archive could be deleted.
+    #[error(
+        "a grace of {} is too short: an object may be stored for {} before a manifest names it, and would be deleted \
+         meanwhile; it must be that long at least",
+        humantime::format_duration(*.0), humantime::format_duration(NAME_WITHIN)
+    )]
+    Grace(Duration),
+    /// Superseded manifests can't be removed.
+    #[error(transparent)]
+    Trim(#[from] TrimError),
     /// It is not a repository that this program reads.
     #[error(transparent)]
     Marker(#[from] MarkerError),
@@ -94,7 +110,19 @@ pub enum PruneError {
     },
 }
 
-/// Prunes the archive of a cluster.
+/// Keeps a proof that pruning is begun, and gives the time by the store's clock: by a clock that is wrong, what was stored
+/// just now would be old.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn begin(repository: &Repository, cluster: ClusterId, by: &str) -> Result<WallTime, StoreError> {
+    let now = clock::wall();
+    let proof = Proof::new(ProofKind::Prune, by, true, now, now);
+    let name = proof::write(repository, cluster, &proof).await?;
+    Ok(repository.head(&name).await?.stored_at)
+}
+
+/// Prunes the archive of a cluster; `now` is by the store's clock ([`begin`]).
 ///
 /// # Errors
 /// [`PruneError`]; what was removed until then stays removed.
@@ -104,6 +132,9 @@ pub async fn run(
     how: How<'_>,
     now: WallTime,
 ) -> Result<Pruned, PruneError> {
+    if how.grace < NAME_WITHIN {
+        return Err(PruneError::Grace(how.grace));
+    }
     marker::check(repository).await?;
     let mut catalogue = Catalogue::read(repository, cluster).await?;
     let mut listed = verify::listed(repository, cluster).await?;
@@ -112,22 +143,33 @@ pub async fn run(
         Pruned { plan: drop_objects(repository, &mut catalogue, &mut listed, how, now).await?, ..Pruned::default() };
     let gone: BTreeSet<&str> = pruned.plan.drops.iter().map(|object| object.name.as_str()).collect();
     let spared = how.grace.max(how.keep.object_lock);
+    let replaced = Replaced::of(cluster, listed.values().filter(|object| !is_older(object.stored_at, spared, now)));
+    let before = Before::of(repository, &catalogue, &listed, now).await?;
     for (name, object) in listed {
         // In a dry run the catalogue still has what would be dropped.
         if catalogue.object(&name).is_some() && !gone.contains(name.as_str()) {
             continue;
         }
-        let free = is_older(object.stored_at, spared, now) && !dropped.contains(&name) && !gone.contains(name.as_str());
-        if free { pruned.deleted.push(object) } else { pruned.waiting.push(object) }
+        let lately = dropped.contains(&name) || gone.contains(name.as_str()) || replaced.holds(&name);
+        let free = is_older(object.stored_at, spared, now) && !lately;
+        if !how.lost && !lately && before.holds(&object) {
+            pruned.lost.push(object);
+        } else if free {
+            pruned.deleted.push(object);
+        } else {
+            pruned.waiting.push(object);
+        }
     }
     // What was named since the listing belongs to the archive.
     catalogue.refresh(repository).await?;
     pruned.deleted.retain(|object| catalogue.object(&object.name).is_none());
     let names = pruned.deleted.iter().map(|object| object.name.clone()).collect();
     delete(repository, names, how.dry_run).await?;
-    let manifests = old_manifests(repository, cluster, now).await?;
-    pruned.manifests = manifests.len();
-    delete(repository, manifests, how.dry_run).await?;
+    let lock = how.keep.object_lock;
+    pruned.manifests = match how.dry_run {
+        true => trim::look(repository, cluster, lock, now).await?.removed,
+        false => trim::run(repository, cluster, lock, now).await?.removed,
+    };
     let proofs = old_proofs(repository, cluster, how.grace, now).await?;
     pruned.proofs = proofs.len();
     delete(repository, proofs, how.dry_run).await?;
@@ -183,7 +225,7 @@ async fn recently_dropped(
     let mut dropped = BTreeSet::new();
     for told in proof::list(repository, cluster).await? {
         if told.kind == ProofKind::Prune
-            && !is_older(told.at, grace, now)
+            && !is_older(told.stored_at, grace, now)
             && let Some(proof) = proof::read(repository, &told.name).await?
         {
             dropped.extend(proof.drops);
@@ -192,26 +234,63 @@ async fn recently_dropped(
     Ok(dropped)
 }
 
-/// The names of manifests that nobody needs: those in front of one that lists all, and has done so for a while.
-async fn old_manifests(repository: &Repository, cluster: ClusterId, now: WallTime) -> Result<Vec<String>, PruneError> {
-    let layout = Layout::new(cluster);
-    let listed = repository.list(&layout.chain(), None).await?;
-    let lists_all = |object: &&Listed| {
-        let seq = layout.manifest_seq(&object.name);
-        seq.is_some_and(|seq| seq.is_multiple_of(BASE_EVERY)) && is_older(object.stored_at, MANIFEST_GRACE, now)
-    };
-    let Some(base) = listed.iter().rfind(lists_all) else { return Ok(Vec::new()) };
-    let seq = layout.manifest_seq(&base.name).unwrap_or_default();
-    let bytes = repository.get(&base.name, MANIFEST_BYTES_MAX).await?;
-    let manifest = Manifest::decode(&bytes, cluster, seq).map_err(|source| CatalogueError::Manifest { seq, source })?;
-    if manifest.base.is_none() {
-        return Ok(Vec::new());
-    }
-    let older = |object: &&Listed| layout.manifest_seq(&object.name).is_some_and(|found| found < seq);
-    Ok(listed.iter().filter(older).map(|object| object.name.clone()).collect())
+/// What was stored before the archive began, and never belonged to it as far as anybody knows.
+struct Before {
+    /// Nothing if there is no archive: then all was.
+    began: Option<WallTime>,
+    /// What was taken out of the archive, of what the proofs tell. Two nodes may both send a first whole state.
+    dropped: BTreeSet<String>,
 }
 
-/// The names of proofs beyond those that stay: the newest of each kind, and those that tell of a grace.
+impl Before {
+    async fn of(
+        repository: &Repository,
+        catalogue: &Catalogue,
+        listed: &BTreeMap<String, Listed>,
+        now: WallTime,
+    ) -> Result<Self, PruneError> {
+        let mut before = Self { began: catalogue.began(repository).await?, dropped: BTreeSet::new() };
+        if listed.values().any(|object| catalogue.object(&object.name).is_none() && before.holds(object)) {
+            before.dropped = recently_dropped(repository, catalogue.cluster(), Duration::MAX, now).await?;
+        }
+        Ok(before)
+    }
+
+    fn holds(&self, object: &Listed) -> bool {
+        self.began.is_none_or(|began| object.stored_at < began) && !self.dropped.contains(&object.name)
+    }
+}
+
+/// Which entries of the log were stored anew lately, so that other pieces with them may have been replaced by that.
+struct Replaced {
+    layout: Layout,
+    /// First entries, ascending, each with the last one of all that begin there or before.
+    reach: Vec<(u64, u64)>,
+}
+
+impl Replaced {
+    fn of<'a>(cluster: ClusterId, lately: impl Iterator<Item = &'a Listed>) -> Self {
+        let layout = Layout::new(cluster);
+        let mut reach: Vec<(u64, u64)> = lately.filter_map(|object| layout.log_range(&object.name)).collect();
+        reach.sort_unstable();
+        let mut farthest = 0;
+        for (_, last) in &mut reach {
+            farthest = farthest.max(*last);
+            *last = farthest;
+        }
+        Self { layout, reach }
+    }
+
+    /// Whether one of the new pieces holds all of this one.
+    fn holds(&self, name: &str) -> bool {
+        let Some((first, last)) = self.layout.log_range(name) else { return false };
+        let begins = self.reach.partition_point(|(begin, _)| *begin <= first);
+        begins.checked_sub(1).is_some_and(|at| self.reach[at].1 >= last)
+    }
+}
+
+/// The names of proofs beyond those that stay: the newest of each kind that passed or did not, and those that tell of a
+/// grace.
 async fn old_proofs(
     repository: &Repository,
     cluster: ClusterId,
@@ -221,10 +300,12 @@ async fn old_proofs(
     let mut old = Vec::new();
     let told = proof::list(repository, cluster).await?;
     for kind in [ProofKind::Verify, ProofKind::Drill, ProofKind::Prune] {
-        let of_kind = told.iter().rev().filter(|told| told.kind == kind);
-        let newest_good = told.iter().rfind(|told| told.kind == kind && told.passed);
-        let over = of_kind.skip(PROOFS_MAX).filter(|told| Some(*told) != newest_good && is_older(told.at, grace, now));
-        old.extend(over.map(|told| told.name.clone()));
+        // Apart: what did not pass matters until something as deep did, however often something shallower has.
+        for passed in [true, false] {
+            let alike = told.iter().rev().filter(|told| told.kind == kind && told.passed == passed);
+            let over = alike.skip(PROOFS_MAX).filter(|told| is_older(told.at, grace, now));
+            old.extend(over.map(|told| told.name.clone()));
+        }
     }
     Ok(old)
 }

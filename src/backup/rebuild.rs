@@ -12,13 +12,18 @@ use std::thread;
 use super::plan::Target;
 use super::segment::StateMark;
 use super::stage::StageError;
-use crate::state::snapshot::{SnapshotError, SnapshotMeta, SnapshotReader};
-use crate::state::{self, Applied, BatchError, Command, LoadError, LogContent, LogEntry, StateConfig, StateMachine};
-use crate::storage::{self, Engine};
+use crate::state::snapshot::{Draft, SnapshotError, SnapshotReader};
+use crate::state::{
+    self, BatchError, Checkpointer, Command, LoadError, LogContent, LogEntry, StateConfig, StateMachine,
+};
+use crate::storage::{self, Engine, SledConfig, SledEngine};
 use crate::types::{ClusterId, LogPosition, Revision, WallTime};
 
 /// Steps that were read and wait to be applied; each is at most as large as an entry of the log.
 const STEPS_WAITING: usize = 8;
+
+/// Memory of a [`Trial`] for what was applied and is not in its engine yet, in bytes.
+const TRIAL_OVERLAY_BYTES: usize = 128 * 1024 * 1024;
 
 /// What is read behind the snapshot, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,28 +135,23 @@ impl RebuildError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Snapshot { source, .. } => {
-                !matches!(**source, LoadError::Engine(_) | LoadError::Records(SnapshotError::Io { .. }))
-            }
+            Self::Snapshot { source, .. } => match &**source {
+                LoadError::Engine(_) => false,
+                LoadError::Records(error) => !matches!(
+                    error,
+                    SnapshotError::Io { .. } | SnapshotError::Newer { .. } | SnapshotError::NewerSection { .. }
+                ),
+                LoadError::NotEmpty | LoadError::OutOfOrder(_) | LoadError::Mismatch { .. } => true,
+            },
             Self::Entries(error) => matches!(**error, StageError::Damaged { .. }),
-            Self::Commands { .. } | Self::Unrelated { .. } | Self::Mismatch { .. } => true,
+            Self::Commands { source, .. } => !matches!(source, BatchError::Newer(_)),
+            Self::Unrelated { .. } | Self::Mismatch { .. } => true,
             Self::OtherCluster { .. } | Self::Short { .. } | Self::Storage(_) => false,
         }
     }
 }
 
-/// The applied mark of a snapshot.
-fn applied(meta: &SnapshotMeta) -> Applied {
-    Applied {
-        position: meta.position,
-        revision: meta.revision,
-        compacted: meta.compacted,
-        membership: meta.membership.clone(),
-        hash: meta.hash,
-    }
-}
-
-/// Loads a snapshot file of this cluster into an empty engine.
+/// Loads a snapshot file of this cluster into an empty engine. A file that is begun takes its records over, and is given back.
 ///
 /// # Errors
 /// [`RebuildError`].
@@ -160,17 +160,21 @@ pub fn load(
     config: StateConfig,
     cluster: ClusterId,
     snapshot: &Path,
-) -> Result<StateMachine, RebuildError> {
+    copy: Option<Draft>,
+) -> Result<(StateMachine, Option<Draft>), RebuildError> {
     let path = || snapshot.to_owned();
     let failed = |source| RebuildError::Snapshot { path: path(), source: Box::new(source) };
-    let reader = SnapshotReader::open(snapshot).map_err(|error| failed(LoadError::Records(error)))?;
+    let mut reader = SnapshotReader::open(snapshot).map_err(|error| failed(LoadError::Records(error)))?;
     let meta = reader.meta();
     if meta.cluster_id != cluster {
         return Err(RebuildError::OtherCluster { path: path(), expected: cluster, found: meta.cluster_id });
     }
-    let applied = applied(meta);
-    state::load(&*engine, &applied, reader).map_err(failed)?;
-    Ok(StateMachine::open(engine, config)?)
+    let applied = meta.applied();
+    if let Some(draft) = copy {
+        reader.copy_to(draft);
+    }
+    state::load(&*engine, &applied, &mut reader).map_err(failed)?;
+    Ok((StateMachine::open(engine, config)?, reader.into_draft()))
 }
 
 /// Applies entries up to a point. `seen` hears of each entry, with the bytes of its commands. Blocks, on three threads: one
@@ -197,29 +201,38 @@ pub fn replay(
             }
         });
         let moving = {
-            let checkpointer = checkpointer.clone();
+            let closing = Closing(checkpointer.clone());
             scope.spawn(move || {
-                while checkpointer.wait() {
-                    // Ends the wait for room, too.
-                    checkpointer.run().inspect_err(|_| checkpointer.close())?;
+                while closing.0.wait() {
+                    closing.0.run()?;
                 }
                 Ok::<_, storage::Error>(())
             })
         };
-        let mut replay = Replay::new(machine, target);
-        let applied = waiting.iter().try_for_each(|step| match replay.take(step?, &mut seen)? {
+        let closing = Closing(checkpointer);
+        let mut replay = Replay::new(target);
+        let applied = waiting.iter().try_for_each(|step| match replay.take(machine, step?, &mut seen)? {
             Flow::On => Ok(()),
             Flow::Over => Err(Stopped::There),
         });
         drop(waiting);
-        checkpointer.close();
+        drop(closing);
         // A failure of the disk explains whatever else has failed.
         moving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         match applied {
-            Ok(()) | Err(Stopped::There) => replay.finish(),
+            Ok(()) | Err(Stopped::There) => replay.finish(machine),
             Err(Stopped::Failed(error)) => Err(error),
         }
     })
+}
+
+/// Ends the moving to the engine, and the wait for room there, however the thread ends that has it: by a panic, too.
+struct Closing(Checkpointer);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Why no more is applied.
@@ -261,47 +274,55 @@ fn decoded(step: Step) -> Result<Decoded, RebuildError> {
 }
 
 /// Applies one step after the other.
-struct Replay<'a> {
-    machine: &'a mut StateMachine,
+struct Replay {
     target: Target,
     reached: Reached,
 }
 
-impl<'a> Replay<'a> {
-    fn new(machine: &'a mut StateMachine, target: Target) -> Self {
+impl Replay {
+    fn new(target: Target) -> Self {
         // The snapshot's own hash was compared when it was loaded.
-        let reached = Reached { compared: 1, ..Reached::default() };
-        Self { machine, target, reached }
+        Self { target, reached: Reached { compared: 1, ..Reached::default() } }
     }
 
-    fn take(&mut self, step: Decoded, seen: &mut impl FnMut(usize)) -> Result<Flow, RebuildError> {
+    fn take(
+        &mut self,
+        machine: &mut StateMachine,
+        step: Decoded,
+        seen: &mut impl FnMut(usize),
+    ) -> Result<Flow, RebuildError> {
         match step {
-            Decoded::Mark(position, mark) => self.compare(position, mark).map(|()| Flow::On),
+            Decoded::Mark(position, mark) => self.compare(machine, position, mark).map(|()| Flow::On),
             Decoded::Entry(position, commands, bytes) => {
-                let last = self.machine.applied().position.unwrap_or_default();
+                let last = machine.applied().position.unwrap_or_default();
                 if position.index != last.index.next() || position < last {
                     return Err(RebuildError::Unrelated { last, found: position });
                 }
-                if self.is_over(position) {
+                if self.is_over(machine, position) {
                     return Ok(Flow::Over);
                 }
                 seen(bytes);
-                self.apply(position, &commands)
+                self.apply(machine, position, &commands)
             }
         }
     }
 
     /// Whether the point lies before this entry.
-    fn is_over(&self, next: LogPosition) -> bool {
+    fn is_over(&self, machine: &StateMachine, next: LogPosition) -> bool {
         match self.target {
             Target::Latest | Target::Time(_) => false,
             Target::Index(index) => next.index > index,
-            Target::Revision(revision) => self.machine.applied().revision >= revision,
+            Target::Revision(revision) => machine.applied().revision >= revision,
         }
     }
 
-    fn apply(&mut self, position: LogPosition, commands: &[Command]) -> Result<Flow, RebuildError> {
-        if !self.machine.wait_for_room() {
+    fn apply(
+        &mut self,
+        machine: &mut StateMachine,
+        position: LogPosition,
+        commands: &[Command],
+    ) -> Result<Flow, RebuildError> {
+        if !machine.wait_for_room() {
             // Why, the thread that makes room tells.
             return Ok(Flow::Over);
         }
@@ -315,7 +336,7 @@ impl<'a> Replay<'a> {
         if wanted == 0 && !commands.is_empty() {
             return Ok(Flow::Over);
         }
-        let done = self.apply_commands(position, &commands[..wanted])?;
+        let done = self.apply_commands(machine, position, &commands[..wanted])?;
         self.reached.entries += 1;
         self.reached.commands += done as u64;
         self.reached.left_out = (commands.len() - done) as u64;
@@ -326,31 +347,36 @@ impl<'a> Replay<'a> {
     }
 
     /// Applies commands of one entry, up to the revision if that is what is wanted; tells how many.
-    fn apply_commands(&mut self, position: LogPosition, commands: &[Command]) -> Result<usize, RebuildError> {
+    fn apply_commands(
+        &self,
+        machine: &mut StateMachine,
+        position: LogPosition,
+        commands: &[Command],
+    ) -> Result<usize, RebuildError> {
         if commands.is_empty() {
-            self.machine.apply_blank(position);
+            machine.apply_blank(position);
             return Ok(0);
         }
         let room = match self.target {
-            Target::Revision(wanted) => wanted.get() - self.machine.applied().revision.get(),
+            Target::Revision(wanted) => wanted.get() - machine.applied().revision.get(),
             Target::Latest | Target::Time(_) | Target::Index(_) => u64::MAX,
         };
         // A command makes one revision at most.
         if room >= commands.len() as u64 {
-            self.machine.apply(position, commands)?;
+            machine.apply(position, commands)?;
             return Ok(commands.len());
         }
         for (done, command) in commands.iter().enumerate() {
-            if self.is_over(position) {
+            if self.is_over(machine, position) {
                 return Ok(done);
             }
-            self.machine.apply(position, std::slice::from_ref(command))?;
+            machine.apply(position, std::slice::from_ref(command))?;
         }
         Ok(commands.len())
     }
 
-    fn compare(&mut self, position: LogPosition, mark: StateMark) -> Result<(), RebuildError> {
-        let applied = self.machine.applied();
+    fn compare(&mut self, machine: &StateMachine, position: LogPosition, mark: StateMark) -> Result<(), RebuildError> {
+        let applied = machine.applied();
         if applied.position != Some(position) {
             return Ok(());
         }
@@ -368,8 +394,8 @@ impl<'a> Replay<'a> {
     }
 
     /// Looks whether the point was reached.
-    fn finish(mut self) -> Result<Reached, RebuildError> {
-        let applied = self.machine.applied();
+    fn finish(mut self, machine: &mut StateMachine) -> Result<Reached, RebuildError> {
+        let applied = machine.applied();
         let (position, revision) = (applied.position.unwrap_or_default(), applied.revision);
         let is_there = match self.target {
             Target::Latest | Target::Time(_) => true,
@@ -380,8 +406,54 @@ impl<'a> Replay<'a> {
             return Err(RebuildError::Short { target: self.target, revision, index: position.index.get() });
         }
         (self.reached.position, self.reached.revision, self.reached.hash) = (position, revision, applied.hash);
-        self.machine.publish();
+        machine.publish();
         Ok(self.reached)
+    }
+}
+
+/// A state that is built to be looked at and thrown away, entry by entry.
+pub struct Trial {
+    machine: StateMachine,
+    replay: Replay,
+}
+
+impl Trial {
+    /// Loads a snapshot file of this cluster into a new engine in `folder`, which must be empty or missing; blocks on the disk.
+    ///
+    /// # Errors
+    /// [`RebuildError`].
+    pub fn load(folder: &Path, cluster: ClusterId, snapshot: &Path) -> Result<Self, RebuildError> {
+        let engine = Arc::new(SledEngine::open(folder, &SledConfig::default())?);
+        let (machine, _) = load(engine, StateConfig::new(TRIAL_OVERLAY_BYTES, 0), cluster, snapshot, None)?;
+        Ok(Self { machine, replay: Replay::new(Target::Latest) })
+    }
+
+    /// Applies the next entry; tells by `false` that it was applied already. Runs a checkpoint where there is no room, so it
+    /// may block on the disk for long.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; it is of no use then.
+    pub fn apply(&mut self, entry: &LogEntry) -> Result<bool, RebuildError> {
+        let (last, position) = (self.machine.applied().position.unwrap_or_default(), entry.position);
+        if position == last || position.index < last.index {
+            return Ok(false);
+        }
+        if !self.machine.has_room() {
+            self.machine.checkpointer().run()?;
+        }
+        let step = decoded(Step::Entry(entry.clone()))?;
+        self.replay.take(&mut self.machine, step, &mut |_| ())?;
+        Ok(true)
+    }
+
+    /// Compares the state with what the cluster has told of it behind the last entry that was applied; gives that entry.
+    ///
+    /// # Errors
+    /// [`RebuildError::Mismatch`].
+    pub fn compare(&mut self, mark: StateMark) -> Result<LogPosition, RebuildError> {
+        let position = self.machine.applied().position.unwrap_or_default();
+        self.replay.compare(&self.machine, position, mark)?;
+        Ok(position)
     }
 }
 

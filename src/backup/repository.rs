@@ -1,11 +1,14 @@
 //! Objects by name, below one prefix of one store. The only file that speaks to object stores.
 //!
 //! Guarantees: [`Repository::create`] never replaces an object, and its outcome is known: after an error that leaves it
-//! open the object is looked at; errors tell apart what an operator must do about them; what is read is bounded. Leaves
-//! out: which store a URL means (`target`), what the objects are (`layout`, `manifest`, `segment`).
+//! open the object is looked at; errors tell apart what an operator must do about them; what is read is bounded, and so is
+//! the time that a store may take: one that hangs, in the middle of a request too, is an error; a large object that was
+//! given up, wherever that was, is taken back from the store. Leaves out: which store a URL means (`target`), what the
+//! objects are (`layout`, `manifest`, `segment`).
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -14,7 +17,10 @@ use object_store::path::Path;
 use object_store::{
     GetOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
 };
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
+use super::bandwidth::Bandwidth;
 use crate::types::WallTime;
 
 /// Large objects are sent in parts of this size, in bytes: above the least that stores take, and small enough to be held a
@@ -27,6 +33,20 @@ const RANGE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// So many ranges of an object are read at a time.
 const RANGES_AHEAD: usize = 2;
+
+/// How long a store may take for an answer, or for the next piece of one, beside the time that bytes sent take: longer than
+/// what `target` allows for repeating a request that the store could not serve.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long it may take to put the parts of a large object together, which some stores, and disks, take minutes for, beside
+/// the time for its bytes at `JOINING_RATE_MIN`.
+pub const JOINING_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A store that puts parts together more slowly than this, in bytes a second, does not do.
+const JOINING_RATE_MIN: u64 = 4 * 1024 * 1024;
+
+/// A line on which bytes are sent more slowly than this, in bytes a second, does not do.
+const SENDING_RATE_MIN: u64 = 64 * 1024;
 
 /// Why the store did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -73,6 +93,12 @@ pub enum StoreError {
         /// What the store says.
         why: String,
     },
+    /// There is no room left.
+    #[error("the store has no room left ({why}); make room there, or have less kept ([backup.keep])")]
+    NoRoom {
+        /// What the store says.
+        why: String,
+    },
     /// An object is longer than what is read of its kind.
     #[error("{name} has {bytes} bytes, more than the {bytes_max} that are read of its kind")]
     TooLarge {
@@ -95,7 +121,11 @@ impl StoreError {
     /// Whether trying again later may help.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Failed { .. })
+        matches!(self, Self::Failed { .. } | Self::NoRoom { .. })
+    }
+
+    fn silent(after: Duration) -> Self {
+        Self::Failed { why: format!("the store has not answered for {} s", after.as_secs()) }
     }
 
     fn of(name: &str, error: &object_store::Error) -> Self {
@@ -108,6 +138,9 @@ impl StoreError {
             _ if says(&OTHER_REGION) => Self::Region { why },
             _ if says(&CLOCK_DIFFERS) => Self::Clock { why },
             _ if says(&BAD_CREDENTIALS) => Self::Unauthenticated { why },
+            _ if says(&NO_ROOM) => Self::NoRoom { why },
+            // Of a listing that is not allowed the client says only what the store did.
+            _ if says(&FORBIDDEN) => Self::Forbidden { why },
             Error::NotFound { .. } => Self::Missing { name: name.to_owned() },
             Error::AlreadyExists { .. } | Error::Precondition { .. } => Self::Exists { name: name.to_owned() },
             Error::PermissionDenied { .. } => Self::Forbidden { why },
@@ -115,6 +148,34 @@ impl StoreError {
             _ => Self::Failed { why },
         }
     }
+}
+
+/// How long a store may take for an answer while so many bytes are sent to it.
+fn sending(bytes: usize) -> Duration {
+    ANSWER_TIMEOUT + Duration::from_secs(bytes as u64 / SENDING_RATE_MIN)
+}
+
+/// Waits for what a store is asked for, but not for ever.
+async fn answered<T>(
+    limit: Duration,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> Result<object_store::Result<T>, StoreError> {
+    tokio::time::timeout(limit, request).await.map_err(|_| StoreError::silent(limit))
+}
+
+/// As [`answered`], for the pieces of an answer: time counts anew with each.
+fn each_in_time<T: Send + 'static>(
+    name: &str,
+    pieces: BoxStream<'static, object_store::Result<T>>,
+) -> BoxStream<'static, Result<T, StoreError>> {
+    let next = |(mut pieces, name): (BoxStream<'static, object_store::Result<T>>, String)| async move {
+        let piece = match answered(ANSWER_TIMEOUT, async { pieces.next().await.transpose() }).await {
+            Ok(piece) => piece.map_err(|error| StoreError::of(&name, &error)),
+            Err(silent) => Err(silent),
+        };
+        Ok::<_, StoreError>(piece?.map(|piece| (piece, (pieces, name))))
+    };
+    stream::try_unfold((pieces, name.to_owned()), next).boxed()
 }
 
 /// The error with its causes, on one line, each told once.
@@ -156,6 +217,18 @@ const BAD_CREDENTIALS: [&str; 9] = [
     "metadata.google.internal",
 ];
 
+/// What stores say of a right that is missing.
+const FORBIDDEN: [&str; 5] = [
+    "AccessDenied",
+    "AllAccessDisabled",
+    "AuthorizationFailure",
+    "AuthorizationPermissionMismatch",
+    "status code: 403",
+];
+
+/// What systems and stores say when nothing more fits.
+const NO_ROOM: [&str; 4] = ["No space left on device", "Disk quota exceeded", "QuotaExceeded", "InsufficientStorage"];
+
 /// The longest text of a store that is shown, in characters.
 const WHY_CHARS_MAX: usize = 400;
 
@@ -192,6 +265,10 @@ pub struct Repository {
     prefix: Path,
     /// What people are told; without secrets.
     url: Arc<str>,
+    /// Large objects that are being taken back.
+    given_up: TaskTracker,
+    /// What reading may take of the line.
+    reading: Arc<Bandwidth>,
 }
 
 impl fmt::Debug for Repository {
@@ -204,7 +281,21 @@ impl Repository {
     /// Objects of a store below a prefix; `url` is what people are told.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, url: &str) -> Self {
-        Self { store, prefix, url: url.into() }
+        let reading = Arc::new(Bandwidth::new(None));
+        Self { store, prefix, url: url.into(), given_up: TaskTracker::new(), reading }
+    }
+
+    /// Lets reading take no more than so many bytes a second, over any time but for what is read in one request.
+    #[must_use]
+    pub fn limited(self, bytes_per_second: Option<u64>) -> Self {
+        Self { reading: Arc::new(Bandwidth::new(bytes_per_second)), ..self }
+    }
+
+    /// Keeps track in `given_up` of large objects that are being taken back from the store because they were given up, so
+    /// that whoever ends the runtime can wait for that.
+    #[must_use]
+    pub fn tracked(self, given_up: TaskTracker) -> Self {
+        Self { given_up, ..self }
     }
 
     /// What people are told of where it is; without secrets.
@@ -220,13 +311,16 @@ impl Repository {
     /// [`StoreError`]; [`StoreError::Exists`] if there is another object of that name.
     pub async fn create(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.store.put_opts(&self.path(name), PutPayload::from_bytes(content.clone()), options).await;
-        let error = match put {
+        let path = self.path(name);
+        let put = self.store.put_opts(&path, PutPayload::from_bytes(content.clone()), options);
+        // A store that hangs would not tell what became of it either.
+        let error = match answered(sending(content.len()), put).await? {
             Ok(_) => return Ok(()),
             Err(error) => StoreError::of(name, &error),
         };
         // A request that was repeated meets what it has stored itself.
-        let settled = matches!(error, StoreError::Exists { .. } | StoreError::Failed { .. });
+        let settled =
+            matches!(error, StoreError::Exists { .. } | StoreError::Failed { .. } | StoreError::NoRoom { .. });
         if settled && self.get(name, content.len()).await.is_ok_and(|found| found == content) {
             return Ok(());
         }
@@ -238,9 +332,10 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn upload(&self, name: &str) -> Result<Upload, StoreError> {
-        let upload = self.store.put_multipart(&self.path(name)).await;
+        let path = self.path(name);
+        let upload = answered(ANSWER_TIMEOUT, self.store.put_multipart(&path)).await?;
         let upload = upload.map_err(|error| StoreError::of(name, &error))?;
-        Ok(Upload { upload, name: name.to_owned() })
+        Ok(Upload { upload: Some(upload), sent: 0, name: name.to_owned(), given_up: self.given_up.clone() })
     }
 
     /// Reads a small object.
@@ -269,21 +364,33 @@ impl Repository {
     /// [`StoreError`].
     pub async fn stream(&self, name: &str) -> Result<(u64, BoxStream<'static, Result<Bytes, StoreError>>), StoreError> {
         let path = self.path(name);
-        let found = self.store.get_opts(&path, GetOptions::default()).await;
+        // Before the request: its time is bounded, too.
+        self.reading.turn(0).await;
+        let found = answered(ANSWER_TIMEOUT, self.store.get_opts(&path, GetOptions::default())).await?;
         let found = found.map_err(|error| StoreError::of(name, &error))?;
-        let (bytes, name) = (found.meta.size, name.to_owned());
+        let bytes = found.meta.size;
         if bytes <= RANGE_BYTES {
-            return Ok((bytes, found.into_stream().map_err(move |error| StoreError::of(&name, &error)).boxed()));
+            self.reading.charge(bytes);
+            return Ok((bytes, each_in_time(name, found.into_stream())));
         }
         // One request has a bounded time, whatever it asks for, and is begun anew if it breaks.
         drop(found);
         let begins = (0..bytes.div_ceil(RANGE_BYTES)).map(|at| at * RANGE_BYTES);
-        let store = Arc::clone(&self.store);
+        let (store, reading, name) = (Arc::clone(&self.store), Arc::clone(&self.reading), name.to_owned());
         let ranges = begins.map(move |begin| {
-            let (store, path, name) = (Arc::clone(&store), path.clone(), name.clone());
+            let (store, reading, path, name) = (Arc::clone(&store), Arc::clone(&reading), path.clone(), name.clone());
             async move {
-                let read = store.get_range(&path, begin..bytes.min(begin + RANGE_BYTES)).await;
-                read.map_err(|error| StoreError::of(&name, &error))
+                let end = bytes.min(begin + RANGE_BYTES);
+                reading.turn(end - begin).await;
+                let options = GetOptions { range: Some((begin..end).into()), ..GetOptions::default() };
+                let found = answered(ANSWER_TIMEOUT, store.get_opts(&path, options)).await?;
+                let found = found.map_err(|error| StoreError::of(&name, &error))?;
+                let mut content = BytesMut::new();
+                let mut pieces = each_in_time(&name, found.into_stream());
+                while let Some(piece) = pieces.try_next().await? {
+                    content.extend_from_slice(&piece);
+                }
+                Ok(content.freeze())
             }
         });
         Ok((bytes, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
@@ -294,7 +401,8 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn head(&self, name: &str) -> Result<Listed, StoreError> {
-        let meta = self.store.head(&self.path(name)).await;
+        let path = self.path(name);
+        let meta = answered(ANSWER_TIMEOUT, self.store.head(&path)).await?;
         meta.map(|meta| self.listed(&meta)).map_err(|error| StoreError::of(name, &error))
     }
 
@@ -308,8 +416,8 @@ impl Repository {
             Some(after) => self.store.list_with_offset(Some(&path), &self.path(after)),
             None => self.store.list(Some(&path)),
         };
-        let listed = stream.map_ok(|meta| self.listed(&meta));
-        let mut listed: Vec<Listed> = listed.try_collect().await.map_err(|error| StoreError::of(folder, &error))?;
+        let listed = each_in_time(folder, stream).map_ok(|meta| self.listed(&meta));
+        let mut listed: Vec<Listed> = listed.try_collect().await?;
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
@@ -327,7 +435,7 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn top(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
-        let listed = self.store.list_with_delimiter(Some(&self.prefix)).await;
+        let listed = answered(ANSWER_TIMEOUT, self.store.list_with_delimiter(Some(&self.prefix))).await?;
         let listed = listed.map_err(|error| StoreError::of("the repository", &error))?;
         let name = |path: &Path| path.filename().map(ToOwned::to_owned);
         let objects = listed.objects.iter().filter_map(|meta| name(&meta.location)).collect();
@@ -348,7 +456,8 @@ impl Repository {
     /// # Errors
     /// [`StoreError`].
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        match self.store.delete(&self.path(name)).await.map_err(|error| StoreError::of(name, &error)) {
+        let path = self.path(name);
+        match answered(ANSWER_TIMEOUT, self.store.delete(&path)).await?.map_err(|error| StoreError::of(name, &error)) {
             Err(StoreError::Missing { .. }) | Ok(()) => Ok(()),
             Err(error) => Err(error),
         }
@@ -359,11 +468,15 @@ impl Repository {
     }
 }
 
-/// An object that is being stored in parts. Dropped before [`Self::complete`], nothing appears under its name; [`Self::abort`]
-/// also frees the room in the store.
+/// An object that is being stored in parts. Dropped before [`Self::complete`], nothing appears under its name, and the room
+/// in the store is freed as soon as there is time for that; [`Self::abort`] waits for it.
 pub struct Upload {
-    upload: Box<dyn MultipartUpload>,
+    /// Nothing once it is complete, or given up.
+    upload: Option<Box<dyn MultipartUpload>>,
+    /// Bytes of parts.
+    sent: u64,
     name: String,
+    given_up: TaskTracker,
 }
 
 impl Upload {
@@ -372,23 +485,49 @@ impl Upload {
     /// # Errors
     /// [`StoreError`].
     pub async fn part(&mut self, content: Bytes) -> Result<(), StoreError> {
-        let part = self.upload.put_part(PutPayload::from_bytes(content));
-        part.await.map_err(|error| StoreError::of(&self.name, &error))
+        let upload = self.upload.as_mut().expect("an upload that has ended takes no parts: its owner is gone");
+        let limit = sending(content.len());
+        self.sent += content.len() as u64;
+        let part = upload.put_part(PutPayload::from_bytes(content));
+        answered(limit, part).await?.map_err(|error| StoreError::of(&self.name, &error))
     }
 
     /// Makes the object appear.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; it may have appeared all the same, if the answer was lost.
     pub async fn complete(mut self) -> Result<(), StoreError> {
-        self.upload.complete().await.map(drop).map_err(|error| StoreError::of(&self.name, &error))
+        let upload = self.upload.as_mut().expect("an upload ends once: its owner is gone");
+        let limit = JOINING_TIMEOUT + Duration::from_secs(self.sent / JOINING_RATE_MIN);
+        let done = answered(limit, upload.complete()).await?.map_err(|error| StoreError::of(&self.name, &error));
+        if done.is_ok() {
+            self.upload = None;
+        }
+        done.map(drop)
     }
 
     /// Gives the object up.
     pub async fn abort(mut self) {
-        if let Err(error) = self.upload.abort().await {
-            tracing::debug!(object = self.name, %error, "an upload that was given up can't be removed");
+        if let Some(upload) = self.upload.take() {
+            take_back(upload, std::mem::take(&mut self.name)).await;
         }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // Without a runtime nobody is left who could ask the store for anything.
+        if let (Some(upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) {
+            self.given_up.spawn_on(take_back(upload, std::mem::take(&mut self.name)), &runtime);
+        }
+    }
+}
+
+async fn take_back(mut upload: Box<dyn MultipartUpload>, object: String) {
+    match answered(ANSWER_TIMEOUT, upload.abort()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(object, %error, "an upload that was given up can't be removed"),
+        Err(error) => tracing::debug!(object, %error, "an upload that was given up can't be removed"),
     }
 }
 
@@ -398,6 +537,7 @@ mod tests {
 
     use super::*;
     use crate::backup::faults::{Fault, Faults};
+    use crate::clock;
 
     fn error(text: &str) -> object_store::Error {
         object_store::Error::Generic { store: "S3", source: text.to_owned().into() }
@@ -414,6 +554,10 @@ mod tests {
         assert!(matches!(of("403: <Code>RequestTimeTooSkewed</Code>"), StoreError::Clock { .. }));
         assert!(matches!(of("400: <Code>ExpiredToken</Code>"), StoreError::Unauthenticated { .. }));
         assert!(matches!(of("PUT http://169.254.169.254/latest/api/token"), StoreError::Unauthenticated { .. }));
+        let full = std::io::Error::from_raw_os_error(28);
+        let full = object_store::Error::Generic { store: "LocalFileSystem", source: full.into() };
+        let full = StoreError::of("x", &full);
+        assert!(full.is_transient() && full.to_string().contains("make room"), "{full}");
         let away = of("503 Service Unavailable");
         assert!(matches!(&away, StoreError::Failed { .. }) && away.is_transient());
         let page =
@@ -468,5 +612,76 @@ mod tests {
             assert_eq!((bytes, pieces.len() as u64), (length, length.div_ceil(RANGE_BYTES)));
             assert!(pieces.concat() == content);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_an_error_in_time_whatever_it_was_asked_for() {
+        let (repository, faults) = Faults::repository();
+        let large = Bytes::from(vec![7; usize::try_from(RANGE_BYTES).unwrap() * 3]);
+        repository.create("a/large", large.clone()).await.unwrap();
+        let silent = |done: Result<(), StoreError>| match done {
+            Err(error) if error.is_transient() && error.to_string().contains("not answered for") => {}
+            other => panic!("{other:?}"),
+        };
+        let limit = ANSWER_TIMEOUT + Duration::from_secs(1);
+        let begun = clock::now();
+        faults.set(Fault::Hang("put"));
+        silent(repository.create("a/b", "x".into()).await);
+        faults.set(Fault::Hang("get"));
+        silent(repository.get("a/large", large.len()).await.map(drop));
+        silent(repository.head("a/large").await.map(drop));
+        faults.set(Fault::Hang("list"));
+        silent(repository.list("a", None).await.map(drop));
+        silent(repository.top().await.map(drop));
+        faults.set(Fault::Hang("delete"));
+        silent(repository.delete("a/large").await);
+        faults.set(Fault::Hang("complete"));
+        let mut upload = repository.upload("a/c").await.unwrap();
+        upload.part("x".into()).await.unwrap();
+        assert!(begun.elapsed() < limit * 6, "{:?}", begun.elapsed());
+        let begun = clock::now();
+        silent(upload.complete().await);
+        assert!(begun.elapsed() >= JOINING_TIMEOUT && begun.elapsed() < JOINING_TIMEOUT * 2, "{:?}", begun.elapsed());
+        // In the middle of an object.
+        faults.clear();
+        let (_, mut pieces) = repository.stream("a/large").await.unwrap();
+        pieces.try_next().await.unwrap().unwrap();
+        faults.set(Fault::Hang("get"));
+        let rest = async {
+            while pieces.try_next().await?.is_some() {}
+            Ok(())
+        };
+        silent(rest.await);
+        // What is sent has the time that it takes on a slow line.
+        faults.set(Fault::Hang("part"));
+        silent(repository.upload("a/d").await.map(drop));
+        faults.clear();
+        let mut upload = repository.upload("a/d").await.unwrap();
+        faults.set(Fault::Hang("part"));
+        let begun = clock::now();
+        silent(upload.part(vec![0; PART_BYTES].into()).await);
+        assert!(begun.elapsed() > limit && begun.elapsed() < Duration::from_secs(180), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_dropped_is_taken_back_and_one_that_is_complete_is_not() {
+        let (repository, faults) = Faults::repository();
+        let given_up = TaskTracker::new();
+        let repository = repository.tracked(given_up.clone());
+        let mut upload = repository.upload("a/b").await.unwrap();
+        upload.part("x".into()).await.unwrap();
+        let sending = async {
+            let _held = upload;
+            std::future::pending::<()>().await;
+        };
+        drop(Box::pin(sending));
+        let mut other = repository.upload("a/c").await.unwrap();
+        other.part("x".into()).await.unwrap();
+        other.complete().await.unwrap();
+        repository.upload("a/d").await.unwrap().abort().await;
+        given_up.close();
+        given_up.wait().await;
+        assert_eq!(faults.aborted(), 2);
+        assert!(repository.head("a/c").await.is_ok());
     }
 }

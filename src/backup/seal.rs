@@ -300,7 +300,10 @@ pub enum OpenError {
     #[error("it is encrypted, and no private key was given: name the file of one with --identity")]
     NoIdentity,
     /// It is encrypted to other keys.
-    #[error("none of the given private keys opens it: it was encrypted to other public keys")]
+    #[error(
+        "none of the given private keys opens it: it was encrypted to other public keys, or, if the key is known to be right, its \
+         first bytes are damaged"
+    )]
     WrongIdentity,
     /// It is not what its name says, or damaged.
     #[error("damaged: {0}")]

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::care::Care;
+use super::credentials::Credentials;
 use super::schedule::Schedule;
 use super::seal::Recipients;
 use super::target::Options;
@@ -20,6 +21,8 @@ pub struct TargetSettings {
     pub url: String,
     /// Settings of the store, credentials among them.
     pub options: Options,
+    /// Where more of them are to be found when the store is set up.
+    pub credentials: Credentials,
     /// To whom objects are encrypted; nobody means plaintext.
     pub recipients: Recipients,
     /// Whether the log goes there.
@@ -38,6 +41,8 @@ pub struct TargetSettings {
     pub durable: bool,
     /// What is done for it beside filling it.
     pub care: Care,
+    /// When a point of it is restored, started and read from by the node that archives; `None`: that is left to others.
+    pub drill: Option<Schedule>,
 }
 
 impl fmt::Debug for TargetSettings {
@@ -47,6 +52,7 @@ impl fmt::Debug for TargetSettings {
             .field("name", &self.name)
             .field("url", &self.url)
             .field("options", &options)
+            .field("credentials", &self.credentials)
             .field("recipients", &self.recipients)
             .field("log", &self.log)
             .field("full", &self.full)
@@ -56,6 +62,7 @@ impl fmt::Debug for TargetSettings {
             .field("bandwidth", &self.bandwidth)
             .field("durable", &self.durable)
             .field("care", &self.care)
+            .field("drill", &self.drill)
             .finish()
     }
 }
@@ -67,7 +74,7 @@ impl PartialEq for TargetSettings {
             (one.log, one.flush_bytes, one.bandwidth, one.durable, times, one.recipients.names())
         };
         (&self.name, &self.url, &self.options, &self.full) == (&other.name, &other.url, &other.options, &other.full)
-            && self.care == other.care
+            && (&self.care, &self.drill, &self.credentials) == (&other.care, &other.drill, &other.credentials)
             && plain(self) == plain(other)
     }
 }

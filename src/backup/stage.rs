@@ -21,6 +21,7 @@ use super::repository::Repository;
 use super::seal::Identities;
 use super::segment::{SegmentError, SegmentReader};
 use super::transfer::{FetchError, fetch};
+use crate::codec::framed::FrameError;
 use crate::state::snapshot;
 use crate::types::{ClusterId, LogPosition};
 
@@ -72,6 +73,14 @@ pub enum StageError {
         needed: u64,
         /// Bytes of what is read.
         plain: u64,
+    },
+    /// An object of the archive was written by a newer program.
+    #[error("{name}: {why}; it needs the program that archived, or a newer one")]
+    Newer {
+        /// Which.
+        name: String,
+        /// What is newer.
+        why: String,
     },
     /// An object of the archive is not what the manifest says.
     #[error("{name}: {why}")]
@@ -316,6 +325,9 @@ fn unreadable(object: &Object, path: &Path, error: SegmentError) -> StageError {
             if !matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
         {
             failed("read", path)(source)
+        }
+        error @ SegmentError::Frame { source: FrameError::Newer { .. }, .. } => {
+            StageError::Newer { name: object.name.clone(), why: error.to_string() }
         }
         error => StageError::Damaged { name: object.name.clone(), why: error.to_string() },
     }

@@ -6,6 +6,7 @@
 //! request is bounded in time. Leaves out: whether the store keeps its promises (`probe`).
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +25,8 @@ use crate::tls;
 /// How long connecting to a store may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request may go without a byte from the store.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long one request may take: a part of a large object on a slow line.
+/// How long one request may take: a part of a large object on a slow line. That the store says nothing is noticed earlier
+/// (`repository`). There is no limit for the time without a byte from the store: it would count while a part is sent, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How often a request is repeated that a store could not serve for now.
@@ -35,6 +34,42 @@ const RETRIES_MAX: usize = 5;
 
 /// How long it is repeated at most. Whoever asked tries again by itself, later and with news.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How stores are reached.
+#[derive(Debug, Clone, Default)]
+pub enum Stores {
+    /// By their URLs.
+    #[default]
+    ByUrl,
+    /// All URLs mean this one.
+    Given(Arc<dyn ObjectStore>),
+}
+
+/// The same store, not an equal one.
+impl PartialEq for Stores {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::ByUrl, Self::ByUrl) => true,
+            (Self::Given(one), Self::Given(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Stores {}
+
+impl Stores {
+    /// As [`open_existing`].
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn open_existing(&self, url: &str, options: &Options) -> Result<Repository, TargetError> {
+        match self {
+            Self::ByUrl => open_existing(url, options),
+            Self::Given(store) => Ok(Repository::new(Arc::clone(store), Path::default(), &redacted(url))),
+        }
+    }
+}
 
 /// Settings of a store beside its URL, by the names its cloud gives them (`aws_region`, `endpoint`, …).
 pub type Options = BTreeMap<String, String>;
@@ -70,6 +105,23 @@ pub enum TargetError {
     },
 }
 
+/// Whether a store of any cloud has an option of this name, in small letters.
+#[must_use]
+pub fn is_option(name: &str) -> bool {
+    AmazonS3ConfigKey::from_str(name).is_ok()
+        || AzureConfigKey::from_str(name).is_ok()
+        || GoogleConfigKey::from_str(name).is_ok()
+}
+
+/// Whether two names, in small letters, are of one option of some cloud's store.
+#[must_use]
+pub fn is_same_option(one: &str, other: &str) -> bool {
+    fn same<K: FromStr + PartialEq>(one: &str, other: &str) -> bool {
+        K::from_str(one).ok().zip(K::from_str(other).ok()).is_some_and(|(one, other)| one == other)
+    }
+    same::<AmazonS3ConfigKey>(one, other) || same::<AzureConfigKey>(one, other) || same::<GoogleConfigKey>(one, other)
+}
+
 /// Finds out whether a URL means a store at all, without looking for it.
 ///
 /// # Errors
@@ -89,6 +141,12 @@ pub fn check(url: &str) -> Result<(), TargetError> {
         "file" => Err(wrong("the path is not absolute")),
         _ => Err(wrong("this scheme is not known")),
     }
+}
+
+/// The folder that a `file://` URL means; `None` for any other.
+#[must_use]
+pub fn folder_of(url: &str) -> Option<PathBuf> {
+    Url::parse(url).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
 }
 
 /// Opens the store that a URL means. Nothing is read or written yet, but that the folder of a `file://` URL is made.
@@ -184,11 +242,7 @@ fn client(options: &Options, variable: &str) -> ClientOptions {
     let allow = |value: &str| matches!(value, "1" | "true" | "TRUE" | "True");
     let plain = options.iter().any(|(key, value)| key.ends_with("allow_http") && allow(value))
         || std::env::vars().any(|(key, value)| key == variable && allow(&value));
-    ClientOptions::new()
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_read_timeout(READ_TIMEOUT)
-        .with_timeout(REQUEST_TIMEOUT)
-        .with_allow_http(plain)
+    ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT).with_allow_http(plain)
 }
 
 /// The URL without what may be secret in it.

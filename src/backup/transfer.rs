@@ -13,12 +13,14 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::layout::{Kind, Layout, is_encrypted};
 use super::manifest::{Object, Sha};
 use super::repository::{PART_BYTES, Repository, StoreError};
 use super::seal::{Identities, OpenError, OpenReader, Recipients, SealWriter, Sealed};
 use super::segment::{SegmentHeader, SegmentWriter, StateMark};
+use crate::host;
 use crate::state::snapshot::SnapshotMeta;
 use crate::state::{LogContent, LogEntry};
 use crate::types::{ClusterId, LogPosition};
@@ -28,6 +30,9 @@ pub(super) const PARTS_WAITING: usize = 2;
 
 /// So much of an encrypted object is read to see whether a key opens it, in bytes: its head, for some hundred keys.
 const OPENING_BYTES: usize = 64 * 1024;
+
+/// An object that no key opens is read to its end, to tell a wrong key from damage, if it is not larger, in bytes.
+const HASHED_BEHIND_WRONG_KEY_MAX: u64 = 64 * 1024 * 1024;
 
 /// Why an object was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +93,7 @@ pub async fn store_entries(
 ) -> Result<Object, StoreDataError> {
     let (first, times) = (entries.first().map_or(0, |entry| entry.position.index.get()), times(&entries));
     let keys = recipients.clone();
-    let packing = tokio::task::spawn_blocking(move || {
+    let packing = host::spawn_blocking(move || {
         let sealing = SealWriter::new(Vec::new(), &keys)?;
         let mut writer = SegmentWriter::new(sealing, &SegmentHeader { cluster, previous })?;
         for entry in &entries {
@@ -99,7 +104,7 @@ pub async fn store_entries(
         Ok::<_, io::Error>((end, sealed, bytes))
     });
     let (end, sealed, bytes) = packing.await.map_err(io::Error::other)??;
-    let name = Layout::new(cluster).log(first, end.last.index.get(), rand::random(), !recipients.is_empty());
+    let name = Layout::new(cluster).log(first, end.last.index.get(), host::random(), !recipients.is_empty());
     put(repository, &name, Bytes::from(bytes)).await?;
     let previous = previous.map(Into::into);
     Ok(object(name, Kind::Log, sealed, end.last, end.state, times, previous))
@@ -157,7 +162,7 @@ pub async fn store_snapshot<F: Future<Output = ()>>(
     pace: impl FnMut(usize) -> F,
 ) -> Result<Object, StoreDataError> {
     let last = meta.position.ok_or_else(|| io::Error::other("the snapshot holds nothing"))?;
-    let name = Layout::new(meta.cluster_id).full(last.index.get(), rand::random(), !recipients.is_empty());
+    let name = Layout::new(meta.cluster_id).full(last.index.get(), host::random(), !recipients.is_empty());
     let sealed = store_file(repository, &name, path, recipients, pace).await?;
     let state = StateMark { revision: meta.revision, hash: meta.hash };
     let at = meta.created_at.get();
@@ -177,10 +182,10 @@ pub(super) async fn store_again(
 ) -> Result<Object, StoreDataError> {
     let (layout, encrypted) = (Layout::new(cluster), !recipients.is_empty());
     let name = match what.kind {
-        Kind::Full => layout.full(what.last.index, rand::random(), encrypted),
+        Kind::Full => layout.full(what.last.index, host::random(), encrypted),
         Kind::Log => {
             let first = what.previous.map_or(0, |previous| previous.index + 1);
-            layout.log(first, what.last.index, rand::random(), encrypted)
+            layout.log(first, what.last.index, host::random(), encrypted)
         }
     };
     let Sealed { bytes, sha256, plain_bytes } =
@@ -198,7 +203,7 @@ async fn store_file<F: Future<Output = ()>>(
 ) -> Result<Sealed, StoreDataError> {
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     let (file, keys) = (path.to_owned(), recipients.clone());
-    let packing = tokio::task::spawn_blocking(move || {
+    let packing = host::spawn_blocking(move || {
         let sealing = SealWriter::new(Parts::new(parts), &keys)?;
         let mut sealing = BufWriter::with_capacity(PART_BYTES / 8, sealing);
         io::copy(&mut BufReader::with_capacity(PART_BYTES / 8, File::open(file)?), &mut sealing)?;
@@ -243,7 +248,13 @@ impl Parts {
             return Ok(());
         }
         let part = self.filled.split().freeze();
-        self.parts.blocking_send(part).map_err(|_| io::Error::other("the upload was given up"))
+        let given_up = || io::Error::other("the upload was given up");
+        // Without waiting where there is room, and so also where this is a task and no thread (`host`).
+        match self.parts.try_send(part) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(part)) => self.parts.blocking_send(part).map_err(|_| given_up()),
+            Err(TrySendError::Closed(_)) => Err(given_up()),
+        }
     }
 }
 
@@ -280,7 +291,7 @@ pub async fn fetch(
     }
     let (parts, arrived) = mpsc::channel(PARTS_WAITING);
     let (what, keys, to) = (object.clone(), identities.clone(), path.to_owned());
-    let unpacking = tokio::task::spawn_blocking(move || unpack(&what, Arriving::new(arrived), &keys, &to));
+    let unpacking = host::spawn_blocking(move || unpack(&what, Arriving::new(arrived), &keys, &to));
     let received = async {
         while let Some(part) = stream.try_next().await? {
             seen(part.len());
@@ -331,8 +342,14 @@ fn unpack(object: &Object, arriving: Arriving, identities: &Identities, path: &P
     temporary.push(".part");
     let temporary = PathBuf::from(temporary);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary).map_err(local(&temporary))?);
-    let mut reader = OpenReader::new(&mut hashed, is_encrypted(&object.name), identities)
-        .map_err(|source| FetchError::Open { name: name(), source })?;
+    let opened = OpenReader::new(&mut hashed, is_encrypted(&object.name), identities);
+    if matches!(opened, Err(OpenError::WrongIdentity)) && object.bytes <= HASHED_BEHIND_WRONG_KEY_MAX {
+        drop(opened);
+        // What it is encrypted to stands at its beginning, and may be what is damaged.
+        is_whole(object, hashed)?;
+        return Err(FetchError::Open { name: name(), source: OpenError::WrongIdentity });
+    }
+    let mut reader = opened.map_err(|source| FetchError::Open { name: name(), source })?;
     let (mut buffer, mut unpacked) = (vec![0; 1 << 20], 0_u64);
     loop {
         let read = reader.read(&mut buffer).map_err(|error| damaged(object, error.to_string()))?;
@@ -347,14 +364,20 @@ fn unpack(object: &Object, arriving: Arriving, identities: &Identities, path: &P
         out.write_all(&buffer[..read]).map_err(local(&temporary))?;
     }
     drop(reader);
-    // What the packed formats did not need to read belongs to the object as well.
-    io::copy(&mut hashed, &mut io::sink()).map_err(|error| damaged(object, error.to_string()))?;
-    if Sha(hashed.hash.finalize().into()) != object.sha256 {
-        return Err(damaged(object, "its SHA-256 is not that of the manifest".into()));
-    }
+    is_whole(object, hashed)?;
     let file = out.into_inner().map_err(|error| local(&temporary)(error.into_error()))?;
     file.sync_all().map_err(local(&temporary))?;
     fs::rename(&temporary, path).map_err(local(path))
+}
+
+/// Reads what is left, and looks whether it is what the manifest tells of: what the packed formats did not need to read belongs
+/// to the object as well.
+fn is_whole<R: Read>(object: &Object, mut hashed: Hashing<R>) -> Result<(), FetchError> {
+    io::copy(&mut hashed, &mut io::sink()).map_err(|error| damaged(object, error.to_string()))?;
+    if Sha(hashed.hash.finalize().into()) == object.sha256 {
+        return Ok(());
+    }
+    Err(damaged(object, "its SHA-256 is not that of the manifest".into()))
 }
 
 /// Bytes as they come from the store.

@@ -4,7 +4,7 @@
 //! is not there is not made. Leaves out: what is done with it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -19,7 +19,7 @@ use crate::backup::seal::{Identities, OpenError};
 use crate::backup::stage::StageError;
 use crate::backup::target;
 use crate::backup::transfer::FetchError;
-use crate::config::credentials;
+use crate::config::{StoreOptions, credentials};
 use crate::types::{ClusterId, WallTime};
 
 /// How a store is reached, beside its URL.
@@ -31,6 +31,9 @@ pub(super) struct StoreArgs {
     /// File of such settings, one NAME=VALUE a line: the place for credentials that are not in the environment
     #[arg(long, value_name = "FILE")]
     credentials_file: Option<PathBuf>,
+    /// More of them, that come from the node which has started this.
+    #[arg(skip)]
+    given: StoreOptions,
 }
 
 /// The private keys that open what is encrypted.
@@ -52,14 +55,18 @@ pub(super) struct ClusterArg {
 impl StoreArgs {
     /// Of another store than the one that the usual flags are for.
     pub(super) fn new(store_option: Vec<String>, credentials_file: Option<PathBuf>) -> Self {
-        Self { store_option, credentials_file }
+        Self { store_option, credentials_file, given: StoreOptions::default() }
+    }
+
+    /// Takes settings besides those of arguments.
+    pub(super) fn take(&mut self, given: StoreOptions) {
+        self.given = given;
     }
 
     /// Opens the repository. Nothing is written, and of a folder not even the folder.
     pub(super) fn open(&self, url: &str) -> Result<Repository, Failure> {
-        if let Some(path) = url.strip_prefix("file://")
-            && !Path::new(path).is_dir()
-        {
+        if let Some(path) = target::folder_of(url).filter(|path| !path.is_dir()) {
+            let path = path.display();
             return Err(Failure::usage(format!("{path} is no folder, so there is no repository in it")));
         }
         self.open_or_make(url)
@@ -71,7 +78,8 @@ impl StoreArgs {
     }
 
     fn options(&self) -> Result<BTreeMap<String, String>, Failure> {
-        let mut options = BTreeMap::new();
+        let given = self.given.entries().map(|(option, value)| (option.to_owned(), value.to_owned()));
+        let mut options: BTreeMap<_, _> = given.collect();
         if let Some(path) = &self.credentials_file {
             options.extend(credentials(path).map_err(Failure::usage)?);
         }
@@ -181,7 +189,7 @@ fn nothing(url: &str) -> Failure {
 pub(super) fn store(repository: &Repository, error: &StoreError) -> Failure {
     let line = format!("{}: {error}", repository.url());
     match error {
-        StoreError::Failed { .. } => Failure::unavailable(line),
+        StoreError::Failed { .. } | StoreError::NoRoom { .. } => Failure::unavailable(line),
         StoreError::Missing { .. } | StoreError::TooLarge { .. } => Failure::integrity(line),
         StoreError::Unauthenticated { .. }
         | StoreError::Forbidden { .. }
@@ -228,7 +236,9 @@ pub(super) fn stage_failure(repository: &Repository, error: &StageError) -> Fail
     match error {
         StageError::Fetch(error) => fetch_failure(repository, error),
         StageError::Damaged { .. } => damaged(error),
-        StageError::Io { .. } | StageError::NoRoom { .. } => Failure::usage(error.to_string()),
+        StageError::Io { .. } | StageError::NoRoom { .. } | StageError::Newer { .. } => {
+            Failure::usage(error.to_string())
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod alarms;
 mod archive;
 mod backup;
 mod bench;
+mod check_history;
 mod cluster;
 mod completions;
 mod connect;
@@ -27,6 +28,7 @@ mod run_server;
 mod serve;
 mod snapshot;
 mod txn;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -74,6 +76,8 @@ enum Command {
     Recover(recover::Recover),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    Workload(workload::WorkloadCommand),
+    CheckHistory(check_history::CheckHistory),
     Completions(completions::Completions),
 }
 
@@ -110,6 +114,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Alarms(alarms) => client_command(async { alarms.run(global).await }),
         Command::Recover(recover) => client_command(async { recover.run(global).await }),
         Command::Bench(command) => command.run(global),
+        Command::Workload(command) => client_command(async { command.run(global).await }),
+        Command::CheckHistory(check) => check.run(global),
         Command::Completions(completions) => completions.run(Cli::command()),
     }
 }

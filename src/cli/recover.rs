@@ -28,6 +28,9 @@ pub(super) const SKIPPED_REVISIONS_DEFAULT: u64 = 1_000_000_000;
 /// number by number from the left. With it, that node becomes the only member of a new cluster: everything in its log is
 /// kept, what it never got is lost, and the data of all other nodes is refused from then on. They join again with empty
 /// directories. What was in the directory is moved aside, not removed.
+///
+/// A log that has lost its end, so that no node starts with it, is read up to there, and lost_end_bytes tells how much is
+/// missing; --accept-lost-end gives that up.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, on the one survivor:\n  \
     quorate recover --data-dir /var/lib/quorate\n  \
@@ -42,6 +45,9 @@ pub(super) struct Recover {
     /// Do it: make the node the only member of a new cluster
     #[arg(long)]
     pub(super) as_new_cluster: bool,
+    /// Go on although the log has lost its end, and with it perhaps acknowledged writes; only where no other node has more
+    #[arg(long, requires = "as_new_cluster", conflicts_with = "from")]
+    pub(super) accept_lost_end: bool,
     /// Take the data from this snapshot file, not from a node
     #[arg(long, value_name = "FILE", requires_all = ["name", "peer_addr"])]
     pub(super) from: Option<PathBuf>,
@@ -76,12 +82,14 @@ impl Recover {
         };
         let survivor = match opened.map_err(failure)? {
             Opened::Survivor(survivor) => survivor,
-            Opened::Unfinished(_) if !self.as_new_cluster => {
+            Opened::Unfinished(unfinished) if !self.as_new_cluster => {
+                unfinished.is_recovery().map_err(failure)?;
                 return Err(Failure::refused(
                     "a recovery of this directory was confirmed and interrupted; give --as-new-cluster to finish it",
                 ));
             }
             Opened::Unfinished(unfinished) => {
+                unfinished.is_recovery().map_err(failure)?;
                 let founded = unfinished.finish().map_err(failure)?;
                 return self.tell(global, Vec::new(), &founded);
             }
@@ -89,6 +97,14 @@ impl Recover {
         if !self.as_new_cluster {
             return look(global, &survivor);
         }
+        let founding = Founding {
+            name: self.name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            peer_addr: self.peer_addr.as_ref().map(ToString::to_string),
+            client_url: self.client_url.as_ref().map(ToString::to_string),
+            skipped_revisions: self.bump_revision,
+            accept_lost_end: self.accept_lost_end,
+        };
+        survivor.permits(&founding).map_err(failure)?;
         let told = facts(&survivor);
         if asks {
             ask(&survivor)?;
@@ -98,12 +114,6 @@ impl Recover {
             out.text(&meaning(&survivor))?;
             out.finish()?;
         }
-        let founding = Founding {
-            name: self.name.as_ref().map(ToString::to_string).unwrap_or_default(),
-            peer_addr: self.peer_addr.as_ref().map(ToString::to_string),
-            client_url: self.client_url.as_ref().map(ToString::to_string),
-            skipped_revisions: self.bump_revision,
-        };
         let founded = survivor.refound(&founding).await.map_err(failure)?;
         self.tell(global, told, &founded)
     }
@@ -131,7 +141,10 @@ fn look(global: &Global, survivor: &Survivor) -> Result<(), Failure> {
             out.text(&text(&facts(survivor)))?;
             out.text(&meaning(survivor))?;
             if !survivor.has_quorum() {
-                out.text("\nNothing was changed. With --as-new-cluster this becomes a new cluster.\n")?;
+                let accepting = survivor.survey().lost_end.as_ref().map_or("", |_| " --accept-lost-end");
+                out.text(&format!(
+                    "\nNothing was changed. With --as-new-cluster{accepting} this becomes a new cluster.\n"
+                ))?;
             }
         }
     }
@@ -185,8 +198,17 @@ fn facts(survivor: &Survivor) -> Vec<Fact> {
         ("uncommitted_entries", json!(survey.doubtful.entries)),
         ("uncommitted_writes", json!(survey.doubtful.commands)),
         ("last_log", position(survey.last)),
+        ("revision_max", json!(survey.revision_max().get())),
         ("last_write_at", json!(survey.last_command_at.map(time))),
     ]);
+    if survivor.identity().is_some() {
+        let lost = survey.lost_end.as_ref();
+        facts.extend([
+            ("lost_end_bytes", json!(lost.map_or(0, |end| end.missing_bytes))),
+            ("lost_end_file", json!(lost.map(|end| end.file.display().to_string()))),
+            ("lost_end_offset", json!(lost.map(|end| end.offset))),
+        ]);
+    }
     let others: Vec<Value> = survivor.cut_off().map(other).collect();
     facts.push(("cut_off", Value::Array(others)));
     facts
@@ -241,6 +263,17 @@ fn meaning(survivor: &Survivor) -> String {
         lines.push(
             "It does not vote: what was acknowledged need not have reached it. Look for a voter first.".to_owned(),
         );
+    }
+    if let Some(end) = &survey.lost_end {
+        lines.push(format!(
+            "The log has lost its end: at byte {} of {} {}. It is whole up to {}, which is revision {} at most. What was \
+             acknowledged behind that is lost unless another node has it.",
+            end.offset,
+            end.file.display(),
+            end.reason,
+            survey.last,
+            survey.revision_max()
+        ));
     }
     let doubtful = survey.doubtful;
     lines.push(match doubtful.entries {
@@ -303,6 +336,8 @@ pub(super) fn failure(error: RefoundingError) -> Failure {
         RefoundingError::Data(RefoundError::Snapshot { .. }) if error.is_damage() => {
             Failure::integrity(error.to_string())
         }
+        // It names better ways itself.
+        RefoundingError::LostEnd { .. } => Failure::integrity(error.to_string()),
         error if error.is_damage() => Failure::integrity(format!(
             "{error}; a snapshot file of this or another node may still be whole: see 'quorate recover --from'"
         )),

@@ -201,6 +201,7 @@ impl Restore {
         Ok(Recover {
             data_dir,
             as_new_cluster: folder.is_none(),
+            accept_lost_end: false,
             from: Some(PathBuf::from(self.from)),
             name: self.name,
             peer_addr: self.peer_addr,

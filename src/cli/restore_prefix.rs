@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -46,7 +47,11 @@ pub(super) struct PrefixArgs {
 }
 
 /// How often the removal of a folder is tried in which somebody may still be writing.
-const REMOVALS_MAX: usize = 100;
+const REMOVALS_MAX: usize = 200;
+
+/// The pause between two tries, and so often in a row the folder has to be gone.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
+const ABSENT_ENOUGH: u32 = 3;
 
 /// A folder that is gone when this is dropped.
 #[derive(Debug)]
@@ -60,12 +65,17 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A thread of a command that was interrupted may add files while they are removed; without the folder it can't.
+        // A thread of a command that was interrupted may add files while they are removed, and make folders anew behind that.
+        let mut absent = 0;
         for _ in 0..REMOVALS_MAX {
             match std::fs::remove_dir_all(self.path()) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {}
-                Ok(()) | Err(_) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => absent += 1,
+                Ok(()) | Err(_) => absent = 0,
             }
+            if absent == ABSENT_ENOUGH {
+                break;
+            }
+            std::thread::sleep(REMOVAL_PAUSE);
         }
     }
 }

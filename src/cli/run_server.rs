@@ -17,17 +17,19 @@ use super::Failure;
 use crate::api::ApiConfig;
 use crate::config::{LogFormat, ServeConfig};
 use crate::node::{Join, MemberPolicy, NodeConfig, Origin, StartError};
-use crate::raft::{LogConfig, LogError, OpenError, RaftConfig, SnapshotStoreError, Timers};
+use crate::raft::{Engines, LogConfig, OpenError, RaftConfig, RecoveryError, SnapshotStoreError, Timers};
 use crate::server::{Server, ServerConfig, ServerError};
 use crate::state::StateConfig;
 use crate::types::Member;
 use crate::{clock, telemetry};
 
 /// What is logged where `RUST_LOG` does not say otherwise: our own news, and only trouble from the libraries.
-const LOG_DEFAULT: &str = "quorate=info,warn,openraft=error,raft_log=warn,chunked_wal=warn";
+/// The last one would tell at each start that `log/end` is no chunk.
+const LOG_DEFAULT: &str =
+    "quorate=info,warn,openraft=error,raft_log=warn,chunked_wal=warn,chunked_wal::wal::chunked_wal=error";
 
 /// What a development cluster logs: its terminal belongs to the person in front of it.
-const LOG_DEV: &str = "warn,openraft=error,quorate::node::forming=error";
+const LOG_DEV: &str = "warn,openraft=error,quorate::node::forming=error,chunked_wal::wal::chunked_wal=error";
 
 /// The version of the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -222,6 +224,7 @@ fn server_config(config: ServeConfig) -> ServerConfig {
         engine_cache_bytes: bytes(tuning.state_cache_bytes),
         snapshot_log_bytes: tuning.snapshot_log_bytes,
         catchup_bytes_per_second: tuning.catchup_bytes_per_second,
+        engines: Engines::Sled,
     };
     let member = Member {
         name: config.name.to_string(),
@@ -267,8 +270,10 @@ fn failure(error: &ServerError) -> Failure {
     let damaged = match error {
         ServerError::Node(StartError::Directory(error)) => error.is_damage(),
         ServerError::Node(StartError::Raft(error)) => match error {
-            OpenError::Log(error) => matches!(error, LogError::Damaged { .. }),
+            OpenError::Log(error) => error.is_damage(),
             OpenError::Snapshots(SnapshotStoreError::OtherCluster { .. }) => false,
+            OpenError::State(RecoveryError::Shortage(_)) => false,
+            OpenError::State(RecoveryError::Storage(error)) => !error.is_shortage(),
             OpenError::Snapshots(_) | OpenError::State(_) | OpenError::Raft(_) => true,
             OpenError::Io(_) => false,
         },

@@ -16,6 +16,7 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use backups::BackupChangeOptions;
 pub use cluster::MemberOptions;
 pub use error::Error;
 pub use options::{Consistency, ListOptions, Precondition, ReadOptions, WriteOptions};

@@ -5,22 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::declared::{self, DECLARE};
 use super::values::{Name, Rate, Size, Span};
 use super::{ConfigError, Settings, invalid};
 use crate::backup::care::Care;
+use crate::backup::credentials::Credentials;
 use crate::backup::retention::Keep;
 use crate::backup::schedule::Schedule;
 use crate::backup::seal::Recipients;
 use crate::backup::settings::TargetSettings;
-use crate::backup::target::{self, Options};
+use crate::backup::target::{self, Options, Stores};
 use crate::backup::verify::Level;
-use crate::node::{ArchiveConfig, OffsiteRule};
+use crate::node::{ArchiveConfig, Declare, OffsiteRule};
 
 /// The most places for backups.
 const BACKUPS_MAX: usize = 16;
@@ -50,8 +52,9 @@ const MERGE_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// The least that can be allowed of the line.
 const BANDWIDTH_MIN: Rate = Rate(Size(64 * 1024));
 
-/// The largest file of credentials that is read, in bytes.
-const CREDENTIALS_BYTES_MAX: u64 = 64 * 1024;
+/// Where content can be read, a point of it is restored at this time where none is named, to try it; and what means that it is not.
+const DRILL_DEFAULT: &str = "0 4 * * 0";
+const DRILL_NEVER: &str = "never";
 
 /// Which way data goes. Stands there to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -75,6 +78,19 @@ pub enum Data {
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct StoreOptions(Options);
+
+impl StoreOptions {
+    /// Each with its value, which may be secret.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(option, value)| (option.as_str(), value.as_str()))
+    }
+}
+
+impl From<Options> for StoreOptions {
+    fn from(options: Options) -> Self {
+        Self(options)
+    }
+}
 
 impl fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +124,8 @@ pub struct BackupSettings {
     pub options: Option<StoreOptions>,
     /// A file with more of them.
     pub credentials_file: Option<PathBuf>,
+    /// Settings that stand in variables of the environment, by the name of the variable.
+    pub credentials_env: Option<BTreeMap<String, String>>,
     /// What it may take of the line.
     pub bandwidth: Option<Rate>,
     /// Whether it counts for `durability=offsite`.
@@ -118,6 +136,8 @@ pub struct BackupSettings {
     pub verify_level: Option<u8>,
     /// Private keys for that.
     pub identity_file: Option<PathBuf>,
+    /// When a point of it is restored, started and read from.
+    pub drill: Option<String>,
     /// What is kept.
     pub keep: Option<KeepSettings>,
     /// When the rest is removed.
@@ -195,7 +215,7 @@ pub(super) fn archive(settings: &Settings) -> Result<ArchiveConfig, ConfigError>
     }
     let mut places: Vec<TargetSettings> = Vec::new();
     for block in blocks {
-        let place = place(block)?;
+        let place = place(block, Lookup::Now)?;
         let same = |other: &&TargetSettings| other.name == place.name || same_url(&other.url, &place.url);
         if let Some(other) = places.iter().find(same) {
             return invalid(format!(
@@ -205,7 +225,10 @@ pub(super) fn archive(settings: &Settings) -> Result<ArchiveConfig, ConfigError>
         }
         places.push(place);
     }
-    Ok(ArchiveConfig { offsite: offsite(settings, &places)?, places })
+    let allow = declared::allowed(settings.backup_declare_allow.as_deref().unwrap_or_default());
+    let allow = allow.map_err(|error| ConfigError::Invalid(format!("backup_declare_allow: {error}")))?;
+    let declare = Declare { allow, ..DECLARE };
+    Ok(ArchiveConfig { offsite: offsite(settings, &places)?, places, declare, stores: Stores::ByUrl })
 }
 
 /// Whether two URLs mean the same store, as nodes compare them.
@@ -230,7 +253,48 @@ fn offsite(settings: &Settings, places: &[TargetSettings]) -> Result<OffsiteRule
     Ok(OffsiteRule { min_copies, prefixes })
 }
 
-fn place(block: &BackupSettings) -> Result<TargetSettings, ConfigError> {
+/// When a point of the archive is restored to try it, if it is on this node.
+fn drill(block: &BackupSettings, encrypted: bool) -> Result<Option<Schedule>, String> {
+    let readable = !encrypted || block.identity_file.is_some();
+    match block.drill.as_deref() {
+        Some(DRILL_NEVER) => Ok(None),
+        None if !readable => Ok(None),
+        Some(_) if !readable => Err("drill is given, and what is encrypted can't be restored without a private key; give \
+            identity_file, or, better, run 'quorate backup drill --every 7d' where the key is, on a machine that is no server"
+            .to_owned()),
+        given => {
+            let text = given.unwrap_or(DRILL_DEFAULT);
+            let schedule = text.parse().map_err(|error| format!("drill: {error}, or \"{DRILL_NEVER}\""))?;
+            Ok(Some(schedule))
+        }
+    }
+}
+
+/// When credentials that are referred to are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// Now: what is missing is told at the start.
+    Now,
+    /// When the store is set up.
+    Later,
+}
+
+/// What the credentials of a block are, looked up or as references.
+fn looked_up(block: &BackupSettings, lookup: Lookup) -> Result<(Options, Credentials), String> {
+    let variables = block.credentials_env.clone().unwrap_or_default();
+    for (option, variable) in &variables {
+        Credentials::check_pair(option, variable).map_err(|error| format!("credentials_env: {error}"))?;
+    }
+    let credentials = Credentials { file: block.credentials_file.clone(), variables };
+    let mut options = block.options.clone().unwrap_or_default().0;
+    if lookup == Lookup::Later {
+        return Ok((options, credentials));
+    }
+    options.extend(credentials.resolve()?);
+    Ok((options, credentials))
+}
+
+pub(super) fn place(block: &BackupSettings, lookup: Lookup) -> Result<TargetSettings, ConfigError> {
     let name = &block.name;
     let wrong = |what: String| ConfigError::Invalid(format!("[[backup]] {name}: {what}"));
     let data = block.data.as_deref().unwrap_or(&[Data::Log, Data::Full]);
@@ -265,17 +329,16 @@ fn place(block: &BackupSettings) -> Result<TargetSettings, ConfigError> {
         )));
     }
     let recipients = Recipients::parse(block.recipients.as_deref().unwrap_or_default());
-    let mut options = block.options.clone().unwrap_or_default().0;
-    if let Some(path) = &block.credentials_file {
-        options.extend(credentials(path).map_err(wrong)?);
-    }
+    let (options, credentials) = looked_up(block, lookup).map_err(wrong)?;
     let (least, most) = (FLUSH_INTERVAL_MIN, FLUSH_INTERVAL_MAX);
     let recipients = recipients.map_err(|error| wrong(format!("recipients: {error}")))?;
     Ok(TargetSettings {
         name: name.to_string(),
         url: block.url.clone(),
         options,
+        credentials,
         care: care(block, !recipients.is_empty()).map_err(wrong)?,
+        drill: drill(block, !recipients.is_empty()).map_err(wrong)?,
         recipients,
         log: data.contains(&Data::Log),
         full,
@@ -285,30 +348,4 @@ fn place(block: &BackupSettings) -> Result<TargetSettings, ConfigError> {
         bandwidth: block.bandwidth.map(|rate| rate.0.0),
         durable: block.durable.unwrap_or(true) && data.contains(&Data::Log),
     })
-}
-
-/// Reads `KEY=VALUE` lines, as files for the environment have them. Never shows a value.
-pub(crate) fn credentials(path: &Path) -> Result<BTreeMap<String, String>, String> {
-    let shown = path.display();
-    let unreadable = |error: std::io::Error| format!("can't read credentials_file {shown}: {error}");
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > CREDENTIALS_BYTES_MAX {
-        return Err(format!("credentials_file {shown} has {size} bytes; {CREDENTIALS_BYTES_MAX} are the most"));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let mut options = BTreeMap::new();
-    for (line, content) in (1..).zip(text.lines().map(str::trim)) {
-        if content.is_empty() || content.starts_with('#') {
-            continue;
-        }
-        let pair = content.strip_prefix("export ").unwrap_or(content).split_once('=');
-        let Some((key, value)) = pair.filter(|(key, _)| !key.trim().is_empty()) else {
-            return Err(format!("{shown}:{line}: expected KEY=VALUE, such as AWS_ACCESS_KEY_ID=…"));
-        };
-        let value = value.trim();
-        let quoted = |mark: char| value.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
-        let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
-        options.insert(key.trim().to_ascii_lowercase(), value.to_owned());
-    }
-    Ok(options)
 }

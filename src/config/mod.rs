@@ -5,6 +5,7 @@
 //! those.
 
 mod backup;
+mod declared;
 mod settings;
 mod values;
 
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub(crate) use backup::credentials;
+pub(crate) use crate::backup::credentials::read as credentials;
 pub use backup::{BackupSettings, Data, Direction, StoreOptions};
+pub use declared::DECLARE;
 pub use settings::Settings;
 pub use values::{
     Addresses, BaseUrl, HostPort, INITIAL_MEMBERS_MAX, InitialCluster, InitialMember, InvalidValue, NAME_CHARS_MAX,

@@ -159,6 +159,9 @@ pub struct Settings {
     /// Places for backups: blocks of the file.
     #[arg(skip)]
     pub backup: Option<Vec<BackupSettings>>,
+    /// What places that are declared to the cluster may refer to, as `SETTING=VALUE`; in the file alone.
+    #[arg(skip)]
+    pub backup_declare_allow: Option<Vec<String>>,
     /// In so many of them a write with `durability=offsite` must be before it is answered; in the file alone.
     #[arg(skip)]
     pub offsite_min_copies: Option<usize>,
@@ -227,6 +230,7 @@ impl Settings {
             write_buffer_bytes: self.write_buffer_bytes.or(fallback.write_buffer_bytes),
             runtime_threads: self.runtime_threads.or(fallback.runtime_threads),
             backup: self.backup.or(fallback.backup),
+            backup_declare_allow: self.backup_declare_allow.or(fallback.backup_declare_allow),
             offsite_min_copies: self.offsite_min_copies.or(fallback.offsite_min_copies),
             offsite_prefixes: self.offsite_prefixes.or(fallback.offsite_prefixes),
         }

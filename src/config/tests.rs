@@ -211,6 +211,25 @@ fn what_is_done_for_a_place_for_backups_is_taken() {
 }
 
 #[test]
+fn nodes_drill_what_they_can_read_unless_they_shall_not() {
+    let drill = |more: &str| {
+        let text = format!("[[backup]]\nname = 'a'\nurl = 's3://bucket/a'\n{more}");
+        resolve(&text).unwrap().archive.places[0].drill.as_ref().map(ToString::to_string)
+    };
+    let (_, public) = crate::backup::seal::Identities::generate();
+    let sealed = format!("recipients = ['{public}']");
+    assert_eq!(drill("").as_deref(), Some("0 4 * * 0"));
+    assert_eq!(drill("drill = '0 5 1 * *'").as_deref(), Some("0 5 1 * *"));
+    assert_eq!((drill("drill = 'never'"), drill(&sealed)), (None, None));
+    assert_eq!(drill(&format!("{sealed}\nidentity_file = '/key'")).as_deref(), Some("0 4 * * 0"));
+    let refused = backup_refusal(&format!("{sealed}\ndrill = '0 4 * * 0'"));
+    assert!(refused.contains("private key") && refused.contains("quorate backup drill"), "{refused}");
+    assert!(backup_refusal("drill = 'weekly'").contains("or \"never\""), "it tells what is allowed");
+    let missing = backup_refusal("credentials_env = { token = 'QUORATE_BACKUP_NO_SUCH' }");
+    assert!(missing.contains("no variable QUORATE_BACKUP_NO_SUCH"), "{missing}");
+}
+
+#[test]
 fn what_is_wrong_with_a_place_for_backups_is_told_with_what_is_allowed() {
     let cases = [
         ("full = 'daily'", "full: 'daily' is no schedule"),

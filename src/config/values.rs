@@ -35,6 +35,10 @@ macro_rules! from_file_as_string {
                     }
 
                     // Plain numbers are only good where the type reads them: sizes in bytes, not durations.
+                    fn visit_u64<E: de::Error>(self, number: u64) -> Result<$name, E> {
+                        self.visit_str(&number.to_string())
+                    }
+
                     fn visit_i64<E: de::Error>(self, number: i64) -> Result<$name, E> {
                         self.visit_str(&number.to_string())
                     }

@@ -14,11 +14,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use backon::{BlockingRetryable as _, ConstantBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::exchange;
 use crate::codec::framed::{self, FrameError};
+use crate::raft::LOG_CHUNK_EXTENSION;
 use crate::types::{ClusterId, NodeId};
 
 const MAGIC: [u8; 4] = *b"QIDN";
@@ -26,6 +29,10 @@ const VERSION: u8 = 1;
 
 /// The folder that takes what a restore reads. It goes once the new member is whole.
 pub(super) const RESTORE_STAGE: &str = "restore-stage";
+
+/// Between two tries for a lock that somebody holds, and how many tries there are behind the first: a second in all.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_TRIES: usize = 50;
 
 /// Who a directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +146,7 @@ impl Directory {
     /// Creates the directory if need be, readable for this user alone, and locks it.
     ///
     /// # Errors
-    /// [`DirectoryError::InUse`] or [`DirectoryError::Io`].
+    /// [`DirectoryError::InUse`], if it is still locked after a second, or [`DirectoryError::Io`].
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let io = |action| move |source| DirectoryError::Io { action, path: path.to_owned(), source };
         let mut builder = fs::DirBuilder::new();
@@ -152,7 +159,11 @@ impl Directory {
         }
         let lock_path = path.join("LOCK");
         let lock = File::options().create(true).write(true).truncate(false).open(lock_path).map_err(io("lock"))?;
-        match lock.try_lock() {
+        // A process that was killed holds it until the kernel is done with it, and one that was just forked to run another
+        // program until that begins.
+        let patience = ConstantBuilder::new().with_delay(LOCK_PAUSE).with_max_times(LOCK_TRIES);
+        let held = |error: &fs::TryLockError| matches!(error, fs::TryLockError::WouldBlock);
+        match (|| lock.try_lock()).retry(patience).sleep(std::thread::sleep).when(held).call() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(fs::TryLockError::WouldBlock) => Err(DirectoryError::InUse(path.to_owned())),
             Err(fs::TryLockError::Error(source)) => Err(io("lock")(source)),
@@ -205,9 +216,13 @@ impl Directory {
     /// Gives the identity back, unless it tells of a log that is gone.
     pub(super) fn with_log(&self, identity: Identity) -> Result<Identity, DirectoryError> {
         let log = self.path.join("log");
-        let log_empty = fs::read_dir(&log).map_or(true, |mut entries| {
-            !entries.any(|entry| entry.is_ok_and(|entry| entry.metadata().is_ok_and(|meta| meta.len() > 0)))
-        });
+        // Chunks alone: what else lies there holds no vote.
+        let is_chunk = |entry: &fs::DirEntry| {
+            let chunk = entry.path().extension().is_some_and(|extension| extension == LOG_CHUNK_EXTENSION);
+            chunk && entry.metadata().is_ok_and(|meta| meta.len() > 0)
+        };
+        let log_empty = fs::read_dir(&log)
+            .map_or(true, |mut entries| !entries.any(|entry| entry.is_ok_and(|entry| is_chunk(&entry))));
         if identity.has_log && log_empty {
             return Err(DirectoryError::LogGone { path: self.path.clone(), id: identity.id });
         }
@@ -282,6 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_a_dying_process_still_holds_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Directory::open(dir.path()).unwrap();
+        let path = dir.path().to_owned();
+        let (began, begun) = std::sync::mpsc::sync_channel(0);
+        let waiting = std::thread::spawn(move || {
+            began.send(()).unwrap();
+            Directory::open(&path)
+        });
+        begun.recv().unwrap();
+        drop(held);
+        assert!(waiting.join().unwrap().is_ok());
+    }
+
+    #[test]
     fn another_name_a_lost_log_and_a_lost_identity_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(dir.path()).unwrap();
@@ -290,7 +320,9 @@ mod tests {
         assert!(matches!(directory.identity("n2"), Err(DirectoryError::LogGone { .. })));
         fs::create_dir(dir.path().join("log")).unwrap();
         assert!(matches!(directory.identity("n2"), Err(DirectoryError::LogGone { .. })));
-        fs::write(dir.path().join("log/chunk"), "x").unwrap();
+        fs::write(dir.path().join("log/end"), "a mark holds no vote").unwrap();
+        assert!(matches!(directory.identity("n2"), Err(DirectoryError::LogGone { .. })));
+        fs::write(dir.path().join("log/r-0.wal"), "x").unwrap();
         assert!(directory.identity("n2").is_ok());
         fs::remove_file(dir.path().join("identity")).unwrap();
         assert!(matches!(directory.identity("n2"), Err(DirectoryError::NoIdentity(_))));

@@ -21,13 +21,14 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::directory::{Directory, DirectoryError, Identity};
 use super::peer_desk::FORMING;
 use crate::clock;
+use crate::host;
 use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, Member, NodeId};
+use crate::watch;
 
 /// The newest format of these messages.
 const VERSION: u8 = 2;
@@ -246,6 +247,7 @@ pub(super) async fn form(
             Attempt::Waiting(_) => {}
         }
         tokio::select! {
+            biased;
             _ = identified.changed(), if !coordinates => {}
             () = tokio::time::sleep(RETRY_PAUSE) => {}
         }
@@ -345,7 +347,7 @@ pub(super) async fn ask(transport: &dyn Transport, address: &str, request: &Requ
 
 /// A number below 2^53, so that JSON carries it exactly.
 pub(super) fn random_cluster_id() -> ClusterId {
-    ClusterId::new(rand::random_range(1..=crate::types::limits::JSON_INTEGER_MAX))
+    ClusterId::new(host::random() % crate::types::limits::JSON_INTEGER_MAX + 1)
 }
 
 fn encode<T: Serialize>(value: &T) -> Bytes {

@@ -23,7 +23,10 @@ mod write;
 
 use std::sync::{Arc, OnceLock};
 
-pub use archiving::{Alarm, ArchiveConfig, Archived, BackupError, Full, OffsiteRule, PlaceStatus, Trouble};
+pub use archiving::{
+    Alarm, ArchiveConfig, Archived, BackupChange, BackupChangeOptions, BackupChanged, BackupError, BackupOrigin,
+    Declare, DrillOrder, Full, OffsiteRule, PlaceStatus, Proofs, Tried, Trouble,
+};
 pub use directory::{Directory, DirectoryError, Identity};
 pub use forming::{FirstMembers, FormingError};
 pub use leader_transfer::{Moved, TransferError};
@@ -34,7 +37,7 @@ pub use membership::{
 pub use neighbours::{Neighbour, advised_rtt};
 pub use refounding::{Founding, NewCluster, Opened, RefoundingError, Survivor, Unfinished};
 pub use request::{Consistency, ReadError, ReadOptions, ReadView, WriteError};
-pub use restoring::{Emptied, Restorable, RestoreError, Restored, state_at};
+pub use restoring::{BuildMemory, Emptied, Restorable, RestoreError, Restored, state_at};
 pub use start::{NodeConfig, Origin, StartError};
 pub use status::{ClusterStatus, MemberStatus, NodeStatus, Role, Sizes, SnapshotFile, Source};
 
@@ -44,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use self::forming::FormingDesk;
 use self::peer_desk::PeerDesk;
 use crate::clock::{self, Instant};
+use crate::host;
 use crate::raft::{Fatal, Leader, RaftNode, SnapshotHandle, Timers};
 use crate::transport::{PeerHandler, Transport};
 use crate::types::{Member, NodeId, Revision};
@@ -138,7 +142,7 @@ impl Node {
             error => read::barrier_error(error),
         })?;
         // A file of an earlier life of the process is read whole for its digest.
-        let file = tokio::task::spawn_blocking(move || snapshot_file(handle)).await;
+        let file = host::spawn_blocking(move || snapshot_file(handle)).await;
         file.map_err(|error| ReadError::NotReady(error.to_string()))?
     }
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use super::directory::{Directory, DirectoryError, Identity, write_identity};
 use super::exchange::{self, Exchange};
 use super::forming::random_cluster_id;
-use crate::raft::{self, DataSource, Founder, LogConfig, RefoundError, Refounded, Survey};
-use crate::types::{ClusterId, Member, NodeId, Wish};
+use crate::raft::{self, DataSource, Founder, LogConfig, LostEnd, RefoundError, Refounded, Survey};
+use crate::types::{ClusterId, LogPosition, Member, NodeId, Wish};
 
 /// The id of a member that is made from a snapshot file: that of the first member of any cluster. Later members get ids
 /// that follow from the index of a log entry, so they can't meet it.
@@ -47,6 +47,20 @@ pub enum RefoundingError {
     /// The member needs nobody else.
     #[error("{0} is the only voter of its cluster: its quorum is not lost; start it as it is")]
     HasQuorum(String),
+    /// What is lost may have been acknowledged, and nobody has said that it may be.
+    #[error(
+        "the log has lost its end: at byte {} of {} {}; it is whole up to {last}, and writes that were acknowledged may have \
+         stood behind that. Better than to give them up: a majority of whole nodes, which this one joins again empty; \
+         another node whose last_log is greater; an off-site archive that reaches further ('quorate restore'). Only if \
+         there is none of these, go on with --accept-lost-end",
+        .end.offset, .end.file.display(), .end.reason
+    )]
+    LostEnd {
+        /// What is missing.
+        end: LostEnd,
+        /// The last entry that is left.
+        last: LogPosition,
+    },
     /// Nothing says where the member is reached.
     #[error("{0} is not among the members of its cluster, so nothing says where it is reached; give --peer-addr")]
     NoAddress(String),
@@ -62,6 +76,7 @@ impl RefoundingError {
         match self {
             Self::Directory(error) => error.is_damage(),
             Self::Data(error) => error.is_damage(),
+            Self::LostEnd { .. } => true,
             Self::NoMember(_)
             | Self::NeverFormed(_)
             | Self::NotEmpty(_)
@@ -109,6 +124,8 @@ pub struct Founding {
     pub client_url: Option<String>,
     /// How many revisions are left out.
     pub skipped_revisions: u64,
+    /// Whether what the log has lost at its end may be given up.
+    pub accept_lost_end: bool,
 }
 
 /// A cluster that was founded anew.
@@ -190,11 +207,27 @@ impl Survivor {
         self.survey.members.iter().filter(move |(id, ..)| Some(*id) != me)
     }
 
-    /// Whether its quorum can't be lost, because it needs nobody else's vote.
+    /// Whether its quorum can't be lost, because it needs nobody else's vote and has a log to vote with.
     #[must_use]
     pub fn has_quorum(&self) -> bool {
         let votes = self.member().is_some_and(|(.., voter)| *voter);
-        votes && !self.cut_off().any(|(.., voter)| *voter)
+        votes && self.survey.lost_end.is_none() && !self.cut_off().any(|(.., voter)| *voter)
+    }
+
+    /// Tells before anything is made whether it may be, as far as that can be known.
+    ///
+    /// # Errors
+    /// [`RefoundingError::HasQuorum`], [`RefoundingError::LostEnd`].
+    pub fn permits(&self, founding: &Founding) -> Result<(), RefoundingError> {
+        if self.has_quorum() {
+            return Err(RefoundingError::HasQuorum(self.name(founding).to_owned()));
+        }
+        match &self.survey.lost_end {
+            Some(end) if !founding.accept_lost_end => {
+                Err(RefoundingError::LostEnd { end: end.clone(), last: self.survey.last })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Founds the new cluster. Takes as long as the data is large.
@@ -210,9 +243,7 @@ impl Survivor {
 
     /// Makes all that is new, without touching what is there.
     async fn prepare(&self, founding: &Founding) -> Result<(Founder, Refounded, Exchange), RefoundingError> {
-        if self.has_quorum() {
-            return Err(RefoundingError::HasQuorum(self.name(founding).to_owned()));
-        }
+        self.permits(founding)?;
         let founder = self.founder(founding)?;
         let preparation = exchange::begin(self.directory.path())?;
         let place = preparation.path();

@@ -5,6 +5,7 @@
 //! restore is unfinished no node starts in its directory; one that was interrupted goes on with what it had fetched. Leaves
 //! out: what is fetched and applied (`backup`), and what a log and a snapshot are (`raft`).
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,22 +19,31 @@ use crate::backup::plan::Target;
 use crate::backup::rebuild::{self, Reached, RebuildError};
 use crate::backup::stage::Staged;
 use crate::raft::{self, Founder, LogConfig, Raise, RefoundError, Refounded};
+use crate::state::snapshot::Draft;
 use crate::state::{StateConfig, StateMachine};
 use crate::storage::{self, SledConfig, SledEngine};
 use crate::types::{ClusterId, Member};
 
-/// Where the state is built; removed at the end.
-const WORKSHOP: &str = "restore-workshop";
+/// Memory for building a state, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildMemory {
+    /// For pages of the state: those that were read.
+    read: usize,
+    /// Those that were written.
+    written: u64,
+    /// For what was applied and is not in the state on disk yet.
+    overlay: usize,
+    /// For newest values.
+    values: usize,
+}
 
-/// Memory for pages of the state while it is built, in bytes: those that were read, and those that were written.
-const READ_BYTES: usize = 64 * 1024 * 1024;
-const WRITTEN_BYTES: u64 = 512 * 1024 * 1024;
+impl BuildMemory {
+    /// Where nothing else matters.
+    pub const AMPLE: Self = Self { read: 64 << 20, written: 512 << 20, overlay: 512 << 20, values: 64 << 20 };
 
-/// Memory for what was applied and is not in the state on disk yet, in bytes.
-const OVERLAY_BYTES: usize = 512 * 1024 * 1024;
-
-/// Memory for newest values, in bytes.
-const VALUES_BYTES: usize = 64 * 1024 * 1024;
+    /// Beside a node that serves.
+    pub const SPARING: Self = Self { read: 16 << 20, written: 64 << 20, overlay: 64 << 20, values: 8 << 20 };
+}
 
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
@@ -126,11 +136,27 @@ impl Emptied {
         raise: Raise,
         seen: impl Fn(usize) + Send + 'static,
     ) -> Result<Restored, RestoreError> {
+        self.restore_within(BuildMemory::AMPLE, staged, target, member, raise, seen).await
+    }
+
+    /// As [`Self::restore`], with so much memory.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub async fn restore_within(
+        self,
+        memory: BuildMemory,
+        staged: Staged,
+        target: Target,
+        member: Member,
+        raise: Raise,
+        seen: impl Fn(usize) + Send + 'static,
+    ) -> Result<Restored, RestoreError> {
         let note = Request::new(staged.cluster, target, &member.name).encode();
         let founder = Founder { cluster: another_cluster(staged.cluster), id: FIRST_ID, member };
         let preparation = exchange::begin(self.0.path())?;
         let place = preparation.path();
-        let made = make(staged, target, &founder, raise, &place, seen).await.inspect_err(|_| {
+        let made = make(memory, staged, target, &founder, raise, &place, seen).await.inspect_err(|_| {
             // Only to free the space: the next attempt does it, too.
             let _ = fs::remove_dir_all(&place);
         });
@@ -170,7 +196,30 @@ impl Request {
     }
 }
 
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cluster, target, name } = self;
+        write!(f, "a restore of cluster {cluster} to {target} as {name} ('quorate restore')")
+    }
+}
+
 impl Unfinished {
+    /// Whether it comes from a recovery, or the restore of a file, which is one.
+    ///
+    /// # Errors
+    /// [`RefoundingError::OtherExchange`] if it comes from a restore of an archive: only that command knows to which point.
+    pub fn is_recovery(&self) -> Result<(), RefoundingError> {
+        let made: Option<Request> = self.exchange.note()?.and_then(|note| serde_json::from_slice(&note).ok());
+        match made {
+            None => Ok(()),
+            Some(made) => Err(self.is_of_another(made.to_string())),
+        }
+    }
+
+    fn is_of_another(&self, what: String) -> RefoundingError {
+        RefoundingError::OtherExchange { path: self.directory.path().to_owned(), what }
+    }
+
     /// Whether it comes from a restore of this cluster to this point as a member of this name.
     ///
     /// # Errors
@@ -179,12 +228,10 @@ impl Unfinished {
         let made: Option<Request> = self.exchange.note()?.and_then(|note| serde_json::from_slice(&note).ok());
         let what = match made {
             Some(made) if made == Request::new(cluster, target, name) => return Ok(()),
-            Some(Request { cluster, target, name }) => {
-                format!("a restore of cluster {cluster} to {target} as {name}")
-            }
+            Some(made) => made.to_string(),
             None => "a recovery ('quorate recover', or 'quorate restore' of a file)".to_owned(),
         };
-        Err(RefoundingError::OtherExchange { path: self.directory.path().to_owned(), what })
+        Err(self.is_of_another(what))
     }
 }
 
@@ -199,8 +246,9 @@ pub(super) fn remove_stage(data_dir: &Path) -> Result<(), DirectoryError> {
     }
 }
 
-/// Builds the state, and makes log and snapshot of the new member.
+/// Builds the state where the new member will have it, and makes the rest of the member.
 async fn make(
+    memory: BuildMemory,
     staged: Staged,
     target: Target,
     founder: &Founder,
@@ -208,15 +256,12 @@ async fn make(
     place: &Path,
     seen: impl Fn(usize) + Send + 'static,
 ) -> Result<(Refounded, Reached), RestoreError> {
-    let workshop = place.join(WORKSHOP);
-    let building = {
-        let workshop = workshop.clone();
-        tokio::task::spawn_blocking(move || state_at(&staged, target, &workshop, seen))
-    };
-    let (machine, reached) = building.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    let made = raft::found(machine, founder, raise, place, LogConfig::default()).await?;
-    let removed = fs::remove_dir_all(&workshop);
-    removed.map_err(|source| DirectoryError::Io { action: "remove", path: workshop, source })?;
+    let (engine, draft) = (raft::first_engine(place)?, raft::begin_snapshot(place)?);
+    let building = tokio::task::spawn_blocking(move || build(memory, &staged, target, &engine, Some(draft), seen));
+    let built = building.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let (machine, draft, reached) = built;
+    let draft = draft.expect("it was given, and all was read");
+    let made = raft::found(machine, draft, founder, raise, place, LogConfig::default()).await?;
     Ok((made, reached))
 }
 
@@ -231,12 +276,24 @@ pub fn state_at(
     folder: &Path,
     seen: impl Fn(usize),
 ) -> Result<(StateMachine, Reached), RestoreError> {
-    let config = SledConfig { cache_bytes: READ_BYTES, pinned_bytes: WRITTEN_BYTES, ..SledConfig::default() };
+    build(BuildMemory::AMPLE, staged, target, folder, None, seen).map(|(machine, _, reached)| (machine, reached))
+}
+
+/// As [`state_at`]; a snapshot file that is begun takes over what the state begins with, and is given back.
+fn build(
+    memory: BuildMemory,
+    staged: &Staged,
+    target: Target,
+    folder: &Path,
+    draft: Option<Draft>,
+    seen: impl Fn(usize),
+) -> Result<(StateMachine, Option<Draft>, Reached), RestoreError> {
+    let config = SledConfig { cache_bytes: memory.read, pinned_bytes: memory.written, ..SledConfig::default() };
     let engine = Arc::new(SledEngine::open(folder, &config)?);
-    let state = StateConfig::new(OVERLAY_BYTES, VALUES_BYTES);
-    let mut machine = rebuild::load(engine, state, staged.cluster, &staged.snapshot)?;
+    let state = StateConfig::new(memory.overlay, memory.values);
+    let (mut machine, draft) = rebuild::load(engine, state, staged.cluster, &staged.snapshot, draft)?;
     let reached = rebuild::replay(&mut machine, staged.steps(), target, seen)?;
-    Ok((machine, reached))
+    Ok((machine, draft, reached))
 }
 
 #[cfg(test)]

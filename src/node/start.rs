@@ -20,6 +20,7 @@ use super::group::GroupDesk;
 use super::leader_transfer::Transfers;
 use super::membership::{self, Join, MemberPolicy, Membership, Removal, follow_own_entry, keep, watch_removal};
 use super::peer_desk::PeerDesk;
+use crate::host;
 use crate::raft::{Fatal, LogStore, OpenError, RaftConfig, RaftIdentity, RaftNode};
 use crate::telemetry::Metrics;
 use crate::transport::Transport;
@@ -180,7 +181,7 @@ impl Node {
         let no_identity = || StartError::NoIdentity(config.data_dir.clone());
         if !self.0.desk.identity().ok_or_else(no_identity)?.has_log {
             let (dir, log) = (config.raft.data_dir.join("log"), config.raft.log.clone());
-            let creating = tokio::task::spawn_blocking(move || LogStore::open(&dir, log).map(drop));
+            let creating = host::spawn_blocking(move || LogStore::open(&dir, log).map(drop));
             creating.await.map_err(|error| OpenError::Io(error.into()))?.map_err(OpenError::Log)?;
         }
         self.0.desk.mark_log()?.ok_or_else(no_identity)

@@ -207,7 +207,8 @@ impl Node {
         status.leader = self.leader();
         status.term = of_raft.term();
         status.last_log_index = of_raft.last_log_index().map(LogIndex::new);
-        status.committed_index = index(of_raft.committed());
+        // What is applied is committed, also where Raft has not told so yet: its figures are of a moment before.
+        status.committed_index = index(of_raft.committed().max(applied.position));
         status.applied_index = index(applied.position);
         status.snapshot_index = index(of_raft.snapshot());
         status.purged_index = index(of_raft.purged());

@@ -9,7 +9,7 @@ use super::Node;
 use super::request::WriteError;
 use crate::clock::Instant;
 use crate::raft::ProposeError;
-use crate::state::{Command, Operation, Principal, Reply, RequestId, Txn, TxnReply};
+use crate::state::{Command, Operation, Principal, Reply, RequestId, TargetChange, Txn, TxnReply};
 use crate::types::WallTime;
 
 /// When a writer that was turned away may try again.
@@ -34,9 +34,26 @@ impl Node {
         request: Option<RequestId>,
         deadline: Instant,
     ) -> Result<TxnReply, WriteError> {
-        let raft = self.raft().map_err(WriteError::NotReady)?;
         // The leader stamps the time when it proposes.
         let command = Command { proposed_at: WallTime::ZERO, principal, request, operation: Operation::Txn(txn) };
+        match self.propose(command, deadline).await? {
+            Reply::Txn(reply) => Ok(reply),
+            Reply::Target => Err(WriteError::OutcomeUnknown("the answer is that to another command".into())),
+        }
+    }
+
+    /// Changes which places for backups are declared.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(super) async fn change_targets(&self, change: TargetChange, deadline: Instant) -> Result<(), WriteError> {
+        let (principal, operation) = (Principal::Anonymous, Operation::Target(change));
+        let command = Command { proposed_at: WallTime::ZERO, principal, request: None, operation };
+        self.propose(command, deadline).await.map(drop)
+    }
+
+    async fn propose(&self, command: Command, deadline: Instant) -> Result<Reply, WriteError> {
+        let raft = self.raft().map_err(WriteError::NotReady)?;
         let outcome = raft.propose(command, deadline).await.map_err(|error| match error {
             ProposeError::NoLeader | ProposeError::NotLeader(_) => WriteError::NoLeader,
             ProposeError::NoQuorum => WriteError::NoQuorum,
@@ -44,7 +61,6 @@ impl Node {
             ProposeError::Stopping => WriteError::NotReady("it is stopping".into()),
             ProposeError::Unknown(reason) => WriteError::OutcomeUnknown(reason),
         })?;
-        let Reply::Txn(reply) = outcome?;
-        Ok(reply)
+        Ok(outcome?)
     }
 }

@@ -5,6 +5,8 @@
 
 use std::io;
 
+use crate::host;
+
 /// How much nicer such threads are: about a third of a request thread's weight when both want to run. With 10, a tenth, a
 /// rebuild beside a compiler on two cores took 16 s instead of 3.
 const BACKGROUND_NICE: i32 = 5;
@@ -33,6 +35,9 @@ pub(super) async fn run<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    if host::is_simulated() {
+        return Ok(host::spawn_blocking(work).await?);
+    }
     let thread = std::thread::Builder::new().name(name.into());
     // Tokio's own thread waits for it, so that the runtime does not end before the work.
     let waiting = tokio::task::spawn_blocking(move || {

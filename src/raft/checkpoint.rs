@@ -7,23 +7,68 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread;
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task;
 
 use super::background::stand_back;
 use super::fatal::Fatal;
 use super::metrics::StateMetrics;
 use crate::clock;
+use crate::host;
 use crate::state::Checkpointer;
 use crate::storage;
+
+/// How often a simulation, which has no threads, looks whether a checkpoint is wanted.
+const SIMULATED_LOOK: Duration = Duration::from_millis(5);
 
 /// A running checkpoint thread; dropping it ends the thread after the checkpoint it is at.
 pub(super) struct CheckpointThread {
     handle: Checkpointer,
-    thread: Option<JoinHandle<()>>,
+    thread: Running,
     done: Arc<Notify>,
     fatal: Fatal,
+}
+
+/// What makes the checkpoints.
+enum Running {
+    Thread(thread::JoinHandle<()>),
+    /// In a simulation.
+    Task(task::JoinHandle<()>),
+    Ended,
+}
+
+/// What it needs for one.
+struct Maker<C> {
+    checkpointer: Checkpointer,
+    metrics: StateMetrics,
+    fatal: Fatal,
+    done: Arc<Notify>,
+    condemn: C,
+}
+
+impl<C: Fn(&storage::Error)> Maker<C> {
+    /// Makes one; whether there may be more.
+    fn make(&self) -> bool {
+        let started = clock::now();
+        // Without this thread the overlay fills up, and whoever waits for room waits for ever.
+        match catch_unwind(AssertUnwindSafe(|| self.checkpointer.run())) {
+            Ok(Ok(report)) => {
+                self.metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
+                self.metrics.checkpoint_records.inc_by(report.records as u64);
+                tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
+            }
+            Ok(Err(error)) => {
+                (self.condemn)(&error);
+                self.fatal.raise(&format!("writing a checkpoint of the state failed: {error}"));
+            }
+            Err(_) => self.fatal.raise("writing a checkpoint of the state panicked; its message stands above"),
+        }
+        self.done.notify_waiters();
+        self.fatal.reason().is_none()
+    }
 }
 
 impl CheckpointThread {
@@ -36,42 +81,29 @@ impl CheckpointThread {
     ) -> io::Result<Self> {
         let done = Arc::new(Notify::new());
         let handle = checkpointer.clone();
-        let notify = done.clone();
-        let raise = fatal.clone();
-        let work = move || {
-            stand_back();
-            while checkpointer.wait() {
-                let started = clock::now();
-                // Without this thread the overlay fills up, and whoever waits for room waits for ever.
-                match catch_unwind(AssertUnwindSafe(|| checkpointer.run())) {
-                    Ok(Ok(report)) => {
-                        metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
-                        metrics.checkpoint_records.inc_by(report.records as u64);
-                        tracing::debug!(records = report.records, bytes = report.bytes, "checkpoint");
-                    }
-                    Ok(Err(error)) => {
-                        condemn(&error);
-                        raise.raise(&format!("writing a checkpoint of the state failed: {error}"));
-                    }
-                    Err(_) => raise.raise("writing a checkpoint of the state panicked; its message stands above"),
-                }
-                notify.notify_waiters();
-                if raise.reason().is_some() {
-                    break;
-                }
-            }
+        let maker = Maker { checkpointer, metrics, fatal: fatal.clone(), done: done.clone(), condemn };
+        let thread = if host::is_simulated() {
+            #[expect(clippy::disallowed_methods, reason = "awaited by `end`; only in a simulation")]
+            Running::Task(tokio::spawn(make_without_a_thread(maker)))
+        } else {
+            let work = move || {
+                stand_back();
+                while maker.checkpointer.wait() && maker.make() {}
+            };
+            Running::Thread(thread::Builder::new().name("checkpoint".into()).spawn(work)?)
         };
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { handle, thread: Some(thread), done, fatal })
+        Ok(Self { handle, thread, done, fatal })
     }
 
     /// Ends the thread and waits until it has: its engine's directory may be removed then, which a checkpoint that is
     /// still at work would take for a failing disk.
     pub(super) async fn end(mut self) {
         self.handle.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic in it was told on the thread itself.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        // A panic in it was told on the thread itself.
+        match std::mem::replace(&mut self.thread, Running::Ended) {
+            Running::Thread(thread) => drop(tokio::task::spawn_blocking(move || thread.join()).await),
+            Running::Task(task) => drop(task.await),
+            Running::Ended => {}
         }
     }
 
@@ -88,9 +120,20 @@ impl CheckpointThread {
         done.as_mut().enable();
         self.handle.request();
         tokio::select! {
+            biased;
             () = done => {}
             _ = self.fatal.raised() => {}
         }
+    }
+}
+
+/// What the thread does, as a task that never waits for a lock.
+async fn make_without_a_thread(maker: Maker<impl Fn(&storage::Error)>) {
+    while let Some(wanted) = maker.checkpointer.wanted() {
+        if wanted && !maker.make() {
+            return;
+        }
+        tokio::time::sleep(SIMULATED_LOOK).await;
     }
 }
 

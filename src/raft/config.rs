@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::engine_home::Engines;
 use super::log_store::LogConfig;
 use crate::state::StateConfig;
 
@@ -96,6 +97,8 @@ pub struct RaftConfig {
     pub snapshot_log_bytes: u64,
     /// What all snapshots that this node sends to members may take together, in bytes a second.
     pub catchup_bytes_per_second: u64,
+    /// What the state is kept in.
+    pub engines: Engines,
 }
 
 /// A learner that lacks no more entries than this counts as caught up with the log.
@@ -116,6 +119,7 @@ impl RaftConfig {
             engine_cache_bytes: 1024 * 1024,
             snapshot_log_bytes: u64::MAX,
             catchup_bytes_per_second: 50 * 1024 * 1024,
+            engines: Engines::Sled,
         }
     }
 
@@ -137,6 +141,14 @@ impl RaftConfig {
             enable_leader_restore: Some(false),
             // Without it heartbeats of a leader that has lost its quorum one way keep a connected quorum from electing.
             quorum_loss_probe_interval: Some(ms(election_max) * 2),
+            // A member whose disk lied comes back with less than it acknowledged; what can be noticed of it at home is refused there
+            // (`log_store::end_mark`). openraft warns of this setting, because such a member may vote for a leader without
+            // committed entries. It may do so whatever is set here: this alone decides what the leader does that notices. With
+            // it, the leader forgets how far the member was: nothing is committed by what the member had once, what is committed
+            // stays so, and what is missing is sent again, which ends the danger. Without it, the leader goes on counting what is
+            // not there, and so may commit with less than a quorum, and never sends it again (with assertions, it panics).
+            // Votes that the member has forgotten are gone all the same, so it has to be replaced: `forgetting` tells.
+            allow_log_reversion: Some(true),
             // Snapshots are asked for by size of the log (`maintenance`), not by count of entries.
             snapshot_policy: openraft::SnapshotPolicy::Never,
             // The log is removed on request alone: openraft knows neither its size nor what members still need of it.

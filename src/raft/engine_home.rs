@@ -2,10 +2,10 @@
 //!
 //! A snapshot is never loaded over living data: it is loaded into the next generation, which is used once it is complete,
 //! and the older one is removed once its last user has let go of it. Guarantees: a generation without a durable marker (a
-//! load that was interrupted) is never served from; one that was found damaged while it was used is not opened again; a
-//! directory is only removed after its engine was closed. Leaves out: what is in them.
+//! load that was interrupted) is never served from; one that was found damaged while it was used, or never came back from a
+//! call, is not opened again; a directory is only removed after its engine was closed. Leaves out: what is in them.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use crate::storage::{self, Batch, Engine, Order, Scan, SledConfig, SledEngine};
+use crate::storage::{self, Batch, Engine, MemoryEngines, Order, Scan, SledConfig, SledEngine};
 
 /// The part of an engine's memory that is for pages which were only read; the rest is for freshly written ones, and a
 /// checkpoint that finds more of those closes the engine and opens it again, which takes 0.1 to 0.2 s.
@@ -25,12 +25,26 @@ const WRITTEN_MIN: u64 = 64 * 1024 * 1024;
 /// Behind the number of a generation: the name of a file that says why it may not be opened again.
 const CONDEMNED: &str = ".condemned";
 
+/// The exit code of damaged data, which is part of the contract of the command line.
+const EXIT_DAMAGED: i32 = 4;
+
+/// What state engines are made of.
+#[derive(Debug, Clone, Default)]
+pub enum Engines {
+    /// Sled, in files.
+    #[default]
+    Sled,
+    /// Memory, in a simulation; the directories stay empty.
+    Memory(MemoryEngines),
+}
+
 /// The directory of generations.
 #[derive(Debug, Clone)]
 pub(super) struct EngineHome {
     dir: PathBuf,
     /// Memory for an engine's pages, in bytes.
     cache_bytes: usize,
+    engines: Engines,
 }
 
 /// An engine with its place. The state machine holds its engine, so the last reader of a state closes it.
@@ -41,12 +55,23 @@ pub(super) struct Generation {
     /// Whether it was found damaged.
     condemned: AtomicBool,
     /// Taken when this is dropped, and not before.
-    engine: Option<SledEngine>,
+    engine: Option<Box<dyn Engine>>,
+    engines: Engines,
 }
 
 impl EngineHome {
     pub(super) fn new(dir: &Path, cache_bytes: usize) -> Self {
-        Self { dir: dir.to_owned(), cache_bytes }
+        Self { dir: dir.to_owned(), cache_bytes, engines: Engines::Sled }
+    }
+
+    /// Has its engines made of something else.
+    pub(super) fn with(self, engines: Engines) -> Self {
+        Self { engines, ..self }
+    }
+
+    /// Where the first generation lives in such a directory.
+    pub(super) fn first_in(dir: &Path) -> PathBuf {
+        dir.join("1")
     }
 
     /// Generation numbers, newest first. Names that are none are not ours to touch.
@@ -81,24 +106,38 @@ impl EngineHome {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(self.error("look for what is condemned in", error)),
         }
-        let read = self.cache_bytes / READ_PART;
-        let written = (self.cache_bytes - read) as u64;
-        let config = SledConfig { cache_bytes: read, pinned_bytes: written.max(WRITTEN_MIN), ..SledConfig::default() };
-        let engine = Some(SledEngine::open(&path, &config)?);
+        let engine = Some(self.engine_at(&path)?);
         Ok(Arc::new(Generation {
             path,
             number,
             retired: AtomicBool::default(),
             condemned: AtomicBool::default(),
             engine,
+            engines: self.engines.clone(),
         }))
+    }
+
+    fn engine_at(&self, path: &Path) -> Result<Box<dyn Engine>, storage::Error> {
+        match &self.engines {
+            Engines::Sled => {
+                let read = self.cache_bytes / READ_PART;
+                let pinned_bytes = ((self.cache_bytes - read) as u64).max(WRITTEN_MIN);
+                let config =
+                    SledConfig { cache_bytes: read, pinned_bytes, on_endless: end_process, ..SledConfig::default() };
+                Ok(Box::new(SledEngine::open(path, &config)?))
+            }
+            Engines::Memory(engines) => {
+                std::fs::create_dir_all(path).map_err(|source| self.error("create", source))?;
+                Ok(Box::new(engines.open(path)))
+            }
+        }
     }
 
     /// Removes every other generation that nobody has open: what earlier lives of this process left behind.
     pub(super) fn remove_others(&self, keep: &Generation) {
         let Ok(numbers) = self.numbers() else { return };
         for number in numbers.into_iter().filter(|number| *number != keep.number) {
-            remove(&self.dir.join(number.to_string()));
+            remove(&self.dir.join(number.to_string()), &self.engines);
         }
     }
 
@@ -109,7 +148,10 @@ impl EngineHome {
 
 /// What can't be removed is told and left: it only takes space. The reason to condemn it goes last, or a removal that is cut
 /// short would leave something that looks sound.
-fn remove(path: &Path) {
+fn remove(path: &Path, engines: &Engines) {
+    if let Engines::Memory(engines) = engines {
+        engines.remove(path);
+    }
     let removed = std::fs::remove_dir_all(path).and_then(|()| match std::fs::remove_file(condemned(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
@@ -125,6 +167,25 @@ fn condemned(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Has the next start rebuild it; told where that is not possible.
+fn write_condemned(path: &Path, reason: &storage::Error) {
+    let path = condemned(path);
+    if let Err(error) = std::fs::write(&path, reason.to_string()) {
+        tracing::error!(path = %path.display(), %error, "can't condemn a damaged state; remove state/ before the next start");
+    }
+}
+
+/// Ends the process at once, its state condemned. The thread that never comes back may be the one that runs everything
+/// else, and may hold locks that an orderly end would wait for. The log has all that matters, as for a kill.
+#[expect(clippy::exit, reason = "see above")]
+fn end_process(path: &Path, reason: &storage::Error) {
+    write_condemned(path, reason);
+    tracing::error!(%reason, "fatal local failure");
+    // As the command line ends. Whoever closed standard error does not want to know.
+    let _ = writeln!(io::stderr(), "quorate: ending after a local failure: {reason}");
+    std::process::exit(EXIT_DAMAGED);
+}
+
 impl Generation {
     /// Its directory is removed once the last user has let go of it.
     pub(super) fn retire(&self) {
@@ -137,10 +198,7 @@ impl Generation {
         if !matches!(error, storage::Error::Damaged(_)) || self.condemned.swap(true, Ordering::AcqRel) {
             return;
         }
-        let path = condemned(&self.path);
-        if let Err(error) = std::fs::write(&path, error.to_string()) {
-            tracing::error!(path = %path.display(), %error, "can't condemn a damaged state; remove state/ before the next start");
-        }
+        write_condemned(&self.path, error);
     }
 
     /// Whether nothing was ever written into it.
@@ -154,8 +212,8 @@ impl Generation {
         self.number
     }
 
-    fn engine(&self) -> &SledEngine {
-        self.engine.as_ref().expect("taken only when dropped")
+    fn engine(&self) -> &dyn Engine {
+        self.engine.as_deref().expect("taken only when dropped")
     }
 }
 
@@ -167,10 +225,15 @@ impl Drop for Generation {
         }
         // Closing flushes, and the last user may be a request. Closing an engine whose files are gone would abort the
         // process, so the files go last.
+        let engines = self.engines.clone();
         let close = move || {
             drop(engine);
-            remove(&path);
+            remove(&path, &engines);
         };
+        if matches!(self.engines, Engines::Memory(_)) {
+            // Nothing in it takes long, and a simulation has no threads.
+            return close();
+        }
         if let Err(error) = std::thread::Builder::new().name("retire".into()).spawn(close) {
             tracing::warn!(%error, "an old state generation is left to the next start");
         }
@@ -238,6 +301,30 @@ mod tests {
         let next = home.open_fresh().unwrap();
         home.remove_others(&next);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the reason goes with the directory");
+    }
+
+    /// Tells the test below that it is the process that is to end, and in which store.
+    const ENDLESS_VARIABLE: &str = "QUORATE_ENGINE_HOME_ENDLESS";
+
+    #[test]
+    fn a_call_that_never_comes_back_condemns_the_state_and_ends_the_process() {
+        if let Some(path) = std::env::var_os(ENDLESS_VARIABLE) {
+            end_process(Path::new(&path), &storage::Error::Damaged("endless".into()));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let home = EngineHome::new(dir.path(), 1024 * 1024);
+        drop(home.open_newest().unwrap());
+        let own = "raft::engine_home::tests::a_call_that_never_comes_back_condemns_the_state_and_ends_the_process";
+        let ended = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", own, "--nocapture"])
+            .env(ENDLESS_VARIABLE, dir.path().join("1"))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(EXIT_DAMAGED), "{told}");
+        assert!(told.ends_with("quorate: ending after a local failure: damaged data: endless\n"), "{told}");
+        let refused = home.open_newest().map(drop).unwrap_err();
+        assert!(matches!(refused, storage::Error::Damaged(_)), "{refused}");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use crate::watch;
 
 /// A shared flag with a reason. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ impl Fatal {
     /// Waits until it is raised.
     pub async fn raised(&self) -> String {
         let mut receiver = self.0.subscribe();
-        let reason = receiver.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        let reason = receiver.wait_for(Option::is_some).await.ok().flatten();
         reason.unwrap_or_default()
     }
 

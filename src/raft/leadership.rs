@@ -15,13 +15,13 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Instant as _, RaftMetrics};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::membership_change::Roster;
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
 use crate::types::{Member, NodeId, Term};
+use crate::watch;
 
 /// Who leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,10 +219,12 @@ fn leads_others(metrics: &RaftMetrics<TypeConfig>) -> bool {
     metrics.state.is_leader() && !alone()
 }
 
-/// Whether this is a leader of others that a quorum has confirmed once, but not for so long.
-pub(super) fn is_overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> bool {
+/// For how much longer than `lease` a quorum has not confirmed this leader of others; `None` if it has, or never did, or this
+/// is no such leader.
+pub(super) fn overdue(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> Option<Duration> {
     // The time first: this is asked for each append.
-    metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > lease) && leads_others(metrics)
+    let overdue = metrics.last_quorum_acked.as_ref()?.elapsed().checked_sub(lease)?;
+    (!overdue.is_zero() && leads_others(metrics)).then_some(overdue)
 }
 
 impl Leader {

@@ -56,6 +56,7 @@ impl Maintenance {
             let stop = shutdown.clone();
             tasks.spawn(async move {
                 tokio::select! {
+                    biased;
                     () = work => {}
                     () = stop.cancelled() => {}
                 }
@@ -180,11 +181,17 @@ async fn watch_for_the_end(raft: openraft::Raft<TypeConfig, StateStore>, log: Lo
                 None => {}
             }
             if metrics.changed().await.is_err() {
-                return None;
+                // It tells before it ends in order; otherwise it has panicked, and nobody leads or follows here any more.
+                return match metrics.borrow_and_update().running_state.clone() {
+                    Ok(()) => Some("it panicked".to_owned()),
+                    Err(openraft::error::Fatal::Stopped) => None,
+                    Err(failure) => Some(failure.to_string()),
+                };
             }
         }
     };
     tokio::select! {
+        biased;
         failure = log_failure(log.fatal()) => fatal.raise(&format!("writing the log failed: {failure}")),
         failure = stopped => if let Some(failure) = failure { fatal.raise(&format!("consensus stopped: {failure}")) },
     }

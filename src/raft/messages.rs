@@ -279,6 +279,20 @@ pub(super) fn decode_response(bytes: &[u8]) -> Result<Response, MessageError> {
     decode(bytes)
 }
 
+/// Whom a member has followed or voted for by answering a request so, if it has: for whoever watches what members say.
+#[must_use]
+pub fn vote_given(request: &[u8], response: &[u8]) -> Option<Vote> {
+    let (_, request): (Envelope, Request) = decode(request).ok()?;
+    match (request, decode_response(response).ok()?) {
+        (Request::Vote(asked), Response::Vote(answer)) => Some(asked.vote).filter(|_| answer.vote_granted),
+        (Request::Append(sent), Response::Append(answer)) => {
+            let follows = matches!(answer, AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_));
+            Some(sent.vote).filter(|_| follows)
+        }
+        _ => None,
+    }
+}
+
 fn encode<T: Serialize>(value: &T, expected_bytes: usize) -> Result<Bytes, MessageError> {
     let mut out = Vec::with_capacity(HEAD_BYTES + expected_bytes);
     out.extend_from_slice(&head(Form::Plain));

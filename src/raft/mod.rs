@@ -10,6 +10,7 @@ mod checkpoint;
 mod config;
 mod engine_home;
 mod fatal;
+mod forgetting;
 mod leader_transfer;
 mod leadership;
 mod log_store;
@@ -29,6 +30,7 @@ mod recovery;
 mod refounding;
 mod refusals;
 mod retention;
+mod runtime;
 mod server;
 mod snapshot_store;
 mod snapshot_transfer;
@@ -38,12 +40,15 @@ pub mod types;
 
 pub use background::stand_back;
 pub use config::{RTT_MAX, RaftConfig, Timers};
+pub use engine_home::Engines;
 pub use fatal::Fatal;
+pub use forgetting::Forgetful;
 pub use leader_transfer::MoveError;
 pub use leadership::{Leader, LeadershipChanges};
-pub use log_store::{LogConfig, LogError, LogStore};
+pub use log_store::{LOG_CHUNK_EXTENSION, LogConfig, LogError, LogMedium, LogRecord, LogStore, LostEnd, MemoryLog};
 pub use membership::MembershipError;
 pub use membership_change::{ChangeError, Roster};
+pub use messages::vote_given;
 pub use proposer::ProposeError;
 pub use raft_node::{CommittedError, OpenError, RaftIdentity, RaftNode, RaftRole, RaftStatus};
 pub use read_barrier::BarrierError;
@@ -51,7 +56,8 @@ pub use recovery::RecoveryError;
 #[cfg(test)]
 pub(crate) use refounding::tests::fixture;
 pub use refounding::{
-    Counted, DataSource, Founder, Raise, RefoundError, Refounded, Survey, SurveyedSnapshot, found, refound, survey,
+    Counted, DataSource, Founder, Raise, RefoundError, Refounded, Survey, SurveyedSnapshot, begin_snapshot,
+    first_engine, found, refound, survey,
 };
 pub use snapshot_store::{SnapshotHandle, SnapshotStore, SnapshotStoreError};
 pub use state_store::AppliedTo;

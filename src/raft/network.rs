@@ -24,14 +24,15 @@ use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{AnyError, RaftMetrics, RaftNetworkFactory, RaftNetworkV2};
 
 use super::address_book::AddressBook;
-use super::leadership::is_overdue;
+use super::forgetting::Acknowledged;
+use super::leadership::overdue;
 use super::messages::{Envelope, Request, Response, decode_response, encode_request};
 use super::packing::Packer;
 use super::pipeline;
 use super::refusals::Refusals;
 use super::snapshot_store::SnapshotHandle;
 use super::snapshot_transfer::{self, Outgoing};
-use super::types::{Snapshot, TypeConfig, Vote};
+use super::types::{LogId, Snapshot, TypeConfig, Vote};
 use crate::clock::{self, Instant};
 use crate::transport::{CallError, Channel, Pipe, Transport};
 use crate::types::{ClusterId, Member, NodeId};
@@ -42,6 +43,11 @@ const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// What the way to a member carries at least, in bytes a second. An append gets the time that this takes on top: an entry
 /// that is given up before it has arrived is sent again, and would be for ever, with all that waits behind it.
 const LINK_BYTES_PER_SECOND_MIN: u64 = 512 * 1024;
+
+/// For so many leases a leader that has lost its quorum sends no entries, so that others can be elected, also where votes are
+/// split once or twice; then it does for so many, longer than openraft pauses between attempts, and so on.
+const HELD_BACK_LEASES: u32 = 4;
+const SENT_LEASES: u32 = 4;
 
 /// The time that so many bytes take on the slowest way that is made for.
 pub(super) fn time_on_the_way(bytes: usize) -> Duration {
@@ -146,12 +152,15 @@ pub(super) struct NetworkFactory {
     pub(super) pipelined: bool,
     pub(super) quorum: Quorum,
     pub(super) refusals: Arc<Refusals>,
+    pub(super) acknowledged: Arc<Acknowledged>,
 }
 
 /// Whether a quorum answers this leader. Clones share it.
 ///
 /// A leader that hears nobody is still heard. openraft then stops its heartbeats for a while, so that its followers elect
-/// another one; but it goes on repeating entries that nobody confirms, and each of them would put the election off.
+/// another one; but it goes on repeating entries that nobody confirms, and each of them would put the election off. So they are
+/// held back as well, and also for a while only: where a quorum needs somebody who lacks an entry that this leader has,
+/// nobody else can be elected before they have it. A leader whose hand-over has failed sends no heartbeats ever again.
 #[derive(Clone)]
 pub(super) struct Quorum {
     metrics: Arc<OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>>,
@@ -171,8 +180,16 @@ impl Quorum {
     }
 
     fn is_lost(&self) -> bool {
-        self.metrics.get().is_some_and(|metrics| is_overdue(&metrics.borrow_watched(), self.lease))
+        let overdue = self.metrics.get().and_then(|metrics| overdue(&metrics.borrow_watched(), self.lease));
+        overdue.is_some_and(|overdue| holds_back(overdue, self.lease))
     }
+}
+
+/// Whether entries are held back once the quorum is lost for so long.
+fn holds_back(lost: Duration, lease: Duration) -> bool {
+    let round = lease * (HELD_BACK_LEASES + SENT_LEASES);
+    let into_round = lost.as_nanos() % round.as_nanos().max(1);
+    into_round < (lease * HELD_BACK_LEASES).as_nanos()
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -181,8 +198,9 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
         let (peers, member, outgoing) = (self.peers.clone(), member.clone(), Arc::clone(&self.outgoing));
         let (pipelined, quorum) = (self.pipelined, self.quorum.clone());
-        let refusals = self.refusals.clone();
-        PeerClient { peers, target, member, channel: Channel::Append, outgoing, pipelined, quorum, refusals }
+        let (refusals, acknowledged) = (self.refusals.clone(), self.acknowledged.clone());
+        let channel = Channel::Append;
+        PeerClient { peers, target, member, channel, outgoing, pipelined, quorum, refusals, acknowledged }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
@@ -198,6 +216,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(super) struct PeerClient {
     peers: Peers,
     refusals: Arc<Refusals>,
+    pub(super) acknowledged: Arc<Acknowledged>,
     target: NodeId,
     /// As it was when this client was made.
     member: Member,
@@ -281,6 +300,11 @@ impl PeerClient {
     }
 }
 
+/// The last entry that a member has once it has taken this.
+pub(super) fn last_of(request: &AppendEntriesRequest<TypeConfig>) -> Option<LogId> {
+    request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id)
+}
+
 pub(super) fn unexpected(response: &Response) -> PeerError {
     PeerError::Refused(format!("unexpected answer: {response:?}"))
 }
@@ -298,8 +322,12 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.may_append()?;
         let timeout = self.append_timeout(&option);
+        let question = self.acknowledged.ask(self.target, rpc.vote, rpc.prev_log_id, last_of(&rpc));
         match self.call(self.channel, &Request::Append(rpc), timeout).await? {
-            Response::Append(response) => Ok(response),
+            Response::Append(response) => {
+                self.acknowledged.answered(&question, &response);
+                Ok(response)
+            }
             other => Err(unexpected(&other).into()),
         }
     }
@@ -339,6 +367,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let send = snapshot_transfer::send(self, &self.outgoing, vote, &snapshot);
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = send => result,
         }

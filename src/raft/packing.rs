@@ -24,12 +24,12 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_blocking;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
 use super::messages::{Form, HEAD_BYTES, MessageError, form, head};
 use crate::clock;
+use crate::host::spawn_blocking;
 use crate::transport::FRAME_BYTES_MAX;
 
 /// Below this size a message fits a few packets, and is sent as it is.

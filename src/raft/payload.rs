@@ -23,7 +23,10 @@ const RANGE_REPLY_BYTES: usize = 2 * 1024 * 1024;
 /// What a command counts for in an entry: no less than its encoded form takes. Everything a client chooses the length of
 /// is counted, or a few commands would make an entry too large for a message or for the log.
 pub(super) fn payload_bytes(command: &Command) -> usize {
-    let Operation::Txn(txn) = &command.operation;
+    let txn = match &command.operation {
+        Operation::Txn(txn) => txn,
+        Operation::Target(change) => return change.payload_len() + PART_OVERHEAD_BYTES,
+    };
     let selector_bytes = |selector: &Selector| match selector {
         Selector::Key(key) => key.as_bytes().len(),
         Selector::Range(range) => range.start().len() + range.end().map_or(0, |end| end.len()),
@@ -52,7 +55,10 @@ pub(super) fn payload_bytes(command: &Command) -> usize {
 /// What the answer of a command counts for: what it is expected to take at most, in bytes, of which branch ever. A client
 /// that reads large values, or whole ranges, so fills an entry sooner.
 pub(super) fn reply_weight(command: &Command) -> usize {
-    let Operation::Txn(txn) = &command.operation;
+    let txn = match &command.operation {
+        Operation::Txn(txn) => txn,
+        Operation::Target(_) => return REPLY_OVERHEAD_BYTES,
+    };
     let op_bytes = |op: &TxnOp| match op {
         TxnOp::Get { selector: Selector::Range(_), .. } | TxnOp::Delete { selector: Selector::Range(_) } => {
             RANGE_REPLY_BYTES
@@ -100,9 +106,18 @@ fn outcome_bytes(outcome: &Outcome) -> usize {
     };
     REPLY_OVERHEAD_BYTES
         + match outcome {
+            Ok(Reply::Target) => 0,
             Ok(Reply::Txn(reply)) => reply.responses.iter().map(|reply| op_bytes(reply) + REPLY_OVERHEAD_BYTES).sum(),
             Err(Rejection::Malformed(reason)) => reason.len(),
-            Err(Rejection::ReplyTooLarge { .. } | Rejection::TooManyKeys { .. }) => 0,
+            Err(
+                Rejection::TargetExists { name } | Rejection::NoSuchTarget { name } | Rejection::TargetChanged { name },
+            ) => name.len(),
+            Err(
+                Rejection::ReplyTooLarge { .. }
+                | Rejection::TooManyKeys { .. }
+                | Rejection::TooManyTargets { .. }
+                | Rejection::TargetTooLarge { .. },
+            ) => 0,
         }
 }
 

@@ -18,8 +18,9 @@ use openraft::error::RPCError;
 use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult};
 
+use super::forgetting::Question;
 use super::messages::{Request, Response};
-use super::network::{PeerClient, PeerError, time_on_the_way, understand, unexpected};
+use super::network::{PeerClient, PeerError, last_of, time_on_the_way, understand, unexpected};
 use super::types::{LogId, TypeConfig};
 use crate::clock::{self, Instant};
 use crate::transport::{FRAME_BYTES_MAX, Pipe};
@@ -40,6 +41,7 @@ struct Sent {
     last: Option<LogId>,
     at: Instant,
     bytes: usize,
+    question: Question,
 }
 
 /// Sends what comes from `input`, and tells the answers.
@@ -111,8 +113,8 @@ where
     async fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), PeerError> {
         self.client.may_append()?;
         let at = clock::now();
-        let prev = request.prev_log_id;
-        let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        let (prev, last) = (request.prev_log_id, last_of(&request));
+        let question = self.client.acknowledged.ask(self.client.target(), request.vote, prev, last);
         let request = Request::Append(request);
         let mut pipe = match self.pipe.take() {
             Some(pipe) => pipe,
@@ -127,7 +129,7 @@ where
             // Nobody has listened since, and an end that takes more is alive.
             self.answered = clock::now();
         }
-        self.sent.push_back(Sent { prev, last, at, bytes });
+        self.sent.push_back(Sent { prev, last, at, bytes, question });
         Ok(())
     }
 
@@ -138,7 +140,8 @@ where
             other => return Err(unexpected(&other)),
         };
         self.answered = clock::now();
-        let Some(Sent { prev, last, .. }) = self.sent.pop_front() else { return Ok(None) };
+        let Some(Sent { prev, last, question, .. }) = self.sent.pop_front() else { return Ok(None) };
+        self.client.acknowledged.answered(&question, &response);
         if self.sent.is_empty() {
             // Back to the others that idle, where those that idle too long are not used again.
             self.pipe = None;
@@ -259,7 +262,8 @@ mod tests {
         let peers = Peers { transport, cluster: CLUSTER, me: ME, book, zone: "".into(), packer: Packer::default() };
         let outgoing = Arc::new(Outgoing::new(1, LogHolds::default(), TransferMetrics::default()));
         let quorum = Quorum::new(TIMEOUT);
-        let mut network = NetworkFactory { peers, outgoing, pipelined: true, quorum, refusals: Arc::default() };
+        let (refusals, acknowledged) = (Arc::default(), Arc::default());
+        let mut network = NetworkFactory { peers, outgoing, pipelined: true, quorum, refusals, acknowledged };
         let mut client = network.new_client(OTHER, &Member::default()).await;
         let answers = append(&mut client, stream::iter(requests), &RPCOption::new(Duration::from_millis(100)));
         let taken = |answer: Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>| answer.unwrap().unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{InitializeError, RaftError};
 use openraft::{Instant as _, RaftMetrics, ServerState};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +20,7 @@ use super::address_book::AddressBook;
 use super::config::{RaftConfig, Timers};
 use super::engine_home::EngineHome;
 use super::fatal::Fatal;
+use super::forgetting::{Acknowledged, Forgetful};
 use super::leader_transfer::{LeaderMover, MoveError, TransferMetrics};
 use super::leadership::{Leader, Leadership, LeadershipChanges};
 use super::log_store::{LogError, LogStore};
@@ -37,10 +38,12 @@ use super::snapshot_transfer::{LogHolds, Outgoing, Receiver, TransferMetrics as 
 use super::state_store::{AppliedTo, StateAccess, StateStore};
 use super::types::TypeConfig;
 use crate::clock::{self, Instant};
-use crate::state::{Command, Outcome, StateReader};
+use crate::host;
+use crate::state::{Command, Outcome, StateReader, Targets};
 use crate::telemetry::Metrics;
 use crate::transport::{PeerHandler, Transport};
 use crate::types::{ClusterId, LogPosition, Member, NodeId, Term};
+use crate::watch;
 
 /// Why consensus can't start.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +98,7 @@ struct Inner {
     leadership: Leadership,
     mover: LeaderMover,
     server: Arc<PeerServer>,
+    acknowledged: Arc<Acknowledged>,
     fatal: Fatal,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -113,13 +117,13 @@ impl RaftNode {
         fatal: Fatal,
     ) -> Result<Self, OpenError> {
         let (cluster, me) = (identity.cluster, identity.me);
-        let mut log = open_log(config).await?;
-        metrics.register(|registry| log.register_metrics(registry));
+        let mut log = open_log(config, metrics).await?;
         let (store, state) = open_state(config, cluster, &mut log, metrics, &fatal).await?;
 
         let (holds, moved) = (LogHolds::default(), metrics.register(SnapshotTransferMetrics::register));
         let network = network(config, identity, &holds, &moved, metrics);
         let (peers, book, refusals) = (network.peers.clone(), network.peers.book.clone(), network.refusals.clone());
+        let acknowledged = network.acknowledged.clone();
         let raft = start_openraft(config, network, log.clone(), store).await?;
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -145,7 +149,6 @@ impl RaftNode {
             refusals,
             unpacker: Unpacker::default(),
         });
-        let mover = LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register));
         collect_figures(&raft, &state, &log, metrics);
         let maintenance = Maintenance {
             raft: raft.clone(),
@@ -164,6 +167,7 @@ impl RaftNode {
         watch_leadership(&leadership, &raft, timers, &book, &tasks, &shutdown);
         tasks.close();
         Ok(Self(Arc::new(Inner {
+            mover: LeaderMover::new(raft.clone(), leadership.clone(), metrics.register(TransferMetrics::register)),
             raft,
             me,
             log,
@@ -171,8 +175,8 @@ impl RaftNode {
             proposer,
             barrier,
             leadership,
-            mover,
             server,
+            acknowledged,
             fatal,
             shutdown,
             tasks,
@@ -196,12 +200,13 @@ impl RaftNode {
     /// Waits until [`Self::is_initialized`] holds, or Raft has stopped.
     pub async fn wait_initialized(&self) {
         let mut metrics = self.0.raft.metrics();
-        loop {
-            metrics.borrow_and_update();
-            if !matches!(self.is_initialized().await, Ok(false)) || metrics.changed().await.is_err() {
-                return;
-            }
-        }
+        // Looked up in the metrics, as openraft decides it: to ask openraft would have it send new metrics, and so on without
+        // end.
+        let is_so = |metrics: &RaftMetrics<TypeConfig>| {
+            let touched = metrics.last_log_index.is_some() || metrics.vote.leader_id.term != Term::default();
+            touched || metrics.running_state.is_err()
+        };
+        while !is_so(&metrics.borrow_and_update()) && metrics.changed().await.is_ok() {}
     }
 
     /// Writes the first membership of a new cluster. Done before, it changes nothing.
@@ -248,6 +253,12 @@ impl RaftNode {
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<AppliedTo> {
         self.0.state.applied()
+    }
+
+    /// News of the places for backups that are declared, as of what is applied here.
+    #[must_use]
+    pub fn targets(&self) -> watch::Receiver<Targets> {
+        self.0.state.targets()
     }
 
     /// Who leads, as this node knows it.
@@ -343,6 +354,18 @@ impl RaftNode {
         self.0.server.refusals.lately()
     }
 
+    /// Members that were found to have forgotten what they had acknowledged to this node as leader, since it was started. Those
+    /// that are no members any more are left out.
+    #[must_use]
+    pub fn forgetful(&self) -> Vec<Forgetful> {
+        let forgetful = self.0.acknowledged.forgetful();
+        if forgetful.is_empty() {
+            return forgetful;
+        }
+        let members = self.roster().members;
+        forgetful.into_iter().filter(|one| members.contains_key(&one.id)).collect()
+    }
+
     /// Raft's state at this moment.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -373,15 +396,29 @@ impl RaftNode {
     /// It was not built by `deadline`, or this node stops.
     pub async fn snapshot(&self, deadline: Instant) -> Result<SnapshotHandle, BarrierError> {
         let wanted = self.0.state.applied().borrow().position;
+        self.snapshot_of(wanted, deadline).await
+    }
+
+    /// A snapshot that reaches this position at least.
+    async fn snapshot_of(
+        &self,
+        wanted: Option<LogPosition>,
+        deadline: Instant,
+    ) -> Result<SnapshotHandle, BarrierError> {
         let covers = |file: &SnapshotHandle| file.meta().position >= wanted;
         let mut metrics = self.0.raft.metrics();
+        let mut asked_at: Option<Instant> = None;
         loop {
             metrics.borrow_and_update();
             if let Some(newest) = self.0.state.snapshots.newest().filter(covers) {
                 return Ok(newest);
             }
             // Asking again while one is being built changes nothing; one that was begun earlier may not reach far enough.
-            self.0.raft.trigger().snapshot().await.map_err(|_| BarrierError::Stopping)?;
+            // Not at every news: the question is news by itself, and would be asked again at once.
+            if asked_at.is_none_or(|asked| asked + SNAPSHOT_POLL <= clock::now()) {
+                self.0.raft.trigger().snapshot().await.map_err(|_| BarrierError::Stopping)?;
+                asked_at = Some(clock::now());
+            }
             match tokio::time::timeout_at(deadline.min(clock::now() + SNAPSHOT_POLL), metrics.changed()).await {
                 Ok(Err(_)) => return Err(BarrierError::Stopping),
                 Ok(Ok(())) | Err(_) if clock::now() >= deadline => return Err(BarrierError::Lagging),
@@ -423,13 +460,13 @@ impl RaftNode {
 }
 
 /// Opens the log, which must have been created before.
-async fn open_log(config: &RaftConfig) -> Result<LogStore, OpenError> {
+async fn open_log(config: &RaftConfig, metrics: &Metrics) -> Result<LogStore, OpenError> {
     let (dir, log_config) = (config.data_dir.join("log"), config.log.clone());
-    let opening = tokio::task::spawn_blocking(move || {
-        let log = LogStore::open(&dir, log_config)?;
-        log.must_have_existed().map(|()| log)
-    });
-    Ok(opening.await.map_err(io::Error::other)??)
+    let opening = host::spawn_blocking(move || LogStore::open_existing(&dir, log_config));
+    let log = opening.await.map_err(io::Error::other)??;
+    log.mark_end();
+    metrics.register(|registry| log.register_metrics(registry));
+    Ok(log)
 }
 
 /// Opens the state, or rebuilds it from the newest snapshot and the log.
@@ -441,7 +478,7 @@ async fn open_state(
     fatal: &Fatal,
 ) -> Result<(StateStore, StateAccess), OpenError> {
     let snapshots = Arc::new(SnapshotStore::open(&config.data_dir.join("snapshots"), cluster)?);
-    let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes);
+    let home = EngineHome::new(&config.data_dir.join("state"), config.engine_cache_bytes).with(config.engines.clone());
     let recovered = recover(home.clone(), &snapshots, log, config.state.clone()).await?;
     let state_metrics = metrics.register(StateMetrics::register);
     Ok(StateStore::new(recovered, home, config.state.clone(), snapshots, state_metrics, fatal.clone())?)
@@ -472,7 +509,8 @@ fn network(
     let pipelined = config.timers.far() && transport.has_pipes();
     let quorum = Quorum::new(config.timers.election_max);
     let peers = Peers { transport, cluster, me, book: AddressBook::default(), zone: zone.into(), packer };
-    NetworkFactory { peers, outgoing, pipelined, quorum, refusals: Arc::default() }
+    let acknowledged = Arc::new(metrics.register(Acknowledged::register));
+    NetworkFactory { peers, outgoing, pipelined, quorum, refusals: Arc::default(), acknowledged }
 }
 
 async fn start_openraft(

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::LinearizerOption;
 use openraft::error::{LinearizableReadError, RaftError};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Timers;
@@ -30,6 +30,7 @@ use super::types::TypeConfig;
 use crate::clock::{self, Instant};
 use crate::transport::Channel;
 use crate::types::LogIndex;
+use crate::watch;
 
 /// The most reads that wait for the next round; one more is refused at once.
 const WAITING_MAX: usize = 65_536;
@@ -147,6 +148,7 @@ impl ReadBarrier {
             }
             last = Some(error);
             tokio::select! {
+                biased;
                 () = changes.changed() => {}
                 () = tokio::time::sleep(RETRY_PAUSE) => {}
             }
@@ -284,6 +286,7 @@ impl BarrierLoop {
             }
         };
         tokio::select! {
+            biased;
             () = work => {}
             () = shutdown.cancelled() => {}
         }

@@ -23,6 +23,7 @@ use super::engine_home::{EngineHome, Generation};
 use super::log_store::LogStore;
 use super::snapshot_store::{SnapshotHandle, SnapshotStore};
 use super::types::LogId;
+use crate::host;
 use crate::state::snapshot::{SnapshotError, SnapshotReader};
 use crate::state::{self, Applied, LoadError, StateConfig, StateMachine};
 use crate::storage;
@@ -40,6 +41,9 @@ pub enum RecoveryError {
     /// A fresh engine can't be made or filled.
     #[error("can't rebuild the state: {0}")]
     Storage(#[from] storage::Error),
+    /// This machine lacks what it takes to open the engine; nothing was changed.
+    #[error("can't open the state: {0}; nothing was changed: make room, or raise the limit, and start again")]
+    Shortage(#[source] storage::Error),
     /// Entries are gone from the log and no whole snapshot covers them.
     #[error(
         "the state can't be rebuilt: the log begins behind entry {purged}, and no whole snapshot reaches that far; \
@@ -78,7 +82,7 @@ pub(super) async fn recover(
         Err(reason) => {
             tracing::warn!(reason, "the state engine can't be trusted; rebuilding it from snapshot and log");
             let candidates = snapshots.all();
-            tokio::task::spawn_blocking(move || rebuild(&home, candidates, &extent, &config))
+            host::spawn_blocking(move || rebuild(&home, candidates, &extent, &config))
                 .await
                 .map_err(|panic| RecoveryError::Log(panic.into()))??
         }
@@ -102,13 +106,15 @@ async fn open_trusted(
 ) -> Result<Result<Recovered, String>, RecoveryError> {
     let opening = {
         let (home, config) = (home.clone(), config.clone());
-        tokio::task::spawn_blocking(move || open_newest(&home, config))
+        host::spawn_blocking(move || open_newest(&home, config))
     };
     Ok(match tokio::time::timeout(ENGINE_OPEN_TIMEOUT, opening).await {
         Ok(Ok(Ok(recovered))) => match distrust(recovered.machine.applied(), extent, log).await? {
             None => Ok(recovered),
             Some(reason) => Err(reason),
         },
+        // A state that is rebuilt for that would be lost for nothing, and need more of what is lacking.
+        Ok(Ok(Err(error))) if error.is_shortage() => return Err(RecoveryError::Shortage(error)),
         Ok(Ok(Err(error))) => Err(error.to_string()),
         Ok(Err(panic)) => Err(format!("opening it panicked: {panic}")),
         Err(_) => Err(format!("opening it took longer than {} s", ENGINE_OPEN_TIMEOUT.as_secs())),
@@ -128,7 +134,7 @@ async fn with_newer_snapshot(
             break;
         }
         let (home, config) = (home.clone(), config.clone());
-        let loading = tokio::task::spawn_blocking(move || {
+        let loading = host::spawn_blocking(move || {
             load_snapshot(&home, &snapshot, &config).inspect_err(|error| pass_over(&snapshot, error))
         });
         match loading.await.map_err(|panic| RecoveryError::Log(panic.into()))? {
@@ -160,7 +166,9 @@ async fn continue_from(position: LogPosition, extent: &LogExtent, log: &mut LogS
         return Ok(());
     }
     tracing::warn!(state = %applied, log = show(extent.last), "the log does not continue the state; it begins behind it now");
-    log.truncate_after(extent.purged).await.map_err(RecoveryError::Log)?;
+    // A log gives nothing up that it knows to be committed; that lies before the state, and goes with what is purged.
+    let committed = log.read_committed().await.map_err(RecoveryError::Log)?;
+    log.truncate_after(extent.purged.max(committed)).await.map_err(RecoveryError::Log)?;
     log.reset_to(position).await.map_err(|error| RecoveryError::Log(std::io::Error::other(error)))
 }
 
@@ -244,15 +252,17 @@ pub(super) fn load_snapshot(
     snapshot: &SnapshotHandle,
     config: &StateConfig,
 ) -> Result<Recovered, LoadError<SnapshotError>> {
-    let reader = SnapshotReader::open(snapshot.path()).map_err(LoadError::Records)?;
-    let meta = reader.meta();
-    let applied = Applied {
-        position: meta.position,
-        revision: meta.revision,
-        compacted: meta.compacted,
-        membership: meta.membership.clone(),
-        hash: meta.hash,
-    };
+    let mut reader = SnapshotReader::open(snapshot.path()).map_err(LoadError::Records)?;
+    load_from(home, &mut reader, config)
+}
+
+/// As [`load_snapshot`], from a file that is open.
+pub(super) fn load_from(
+    home: &EngineHome,
+    reader: &mut SnapshotReader,
+    config: &StateConfig,
+) -> Result<Recovered, LoadError<SnapshotError>> {
+    let applied = reader.meta().applied();
     let generation = home.open_fresh().map_err(LoadError::Engine)?;
     state::load(&*generation, &applied, reader)?;
     let machine = StateMachine::open(generation.clone(), config.clone()).map_err(LoadError::Engine)?;

@@ -158,6 +158,7 @@ impl PeerServer {
         let stopped = self.shutdown.clone();
         let task = self.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 response = installation => response,
                 () = stopped.cancelled() => Err(io::Error::other("the node is stopping")),
             }

@@ -14,8 +14,8 @@ use super::membership::{MembershipError, decode_membership};
 use super::snapshot_transfer::is_incoming;
 use super::types::SnapshotMeta;
 use crate::clock;
+use crate::state::PinnedState;
 use crate::state::snapshot::{self, SnapshotError};
-use crate::state::{Applied, PinnedState};
 use crate::storage;
 use crate::types::{ClusterId, LogPosition};
 
@@ -180,6 +180,12 @@ impl SnapshotHandle {
     }
 }
 
+/// What the file of a snapshot is called.
+pub(super) fn file_name(meta: &snapshot::SnapshotMeta) -> String {
+    let (term, index) = meta.position.map_or((0, 0), |position| (position.term.get(), position.index.get()));
+    format!("{term}-{index}.{EXTENSION}")
+}
+
 /// The directory of snapshot files.
 #[derive(Debug)]
 pub struct SnapshotStore {
@@ -260,23 +266,13 @@ impl SnapshotStore {
     /// # Errors
     /// The disk or the state engine failed, or what was read back is not what was written.
     pub fn write(&self, pinned: &PinnedState) -> Result<SnapshotHandle, SnapshotStoreError> {
-        let Applied { position, revision, compacted, membership, hash } = pinned.applied().clone();
         if let Some(newest) = self.newest()
-            && newest.meta().position == position
+            && newest.meta().position == pinned.applied().position
         {
             return Ok(newest);
         }
-        let created_at = clock::wall();
-        let meta = snapshot::SnapshotMeta {
-            cluster_id: self.cluster,
-            position,
-            membership,
-            revision,
-            compacted,
-            hash,
-            created_at,
-        };
-        let path = self.path_of(&meta);
+        let meta = snapshot::SnapshotMeta::of(self.cluster, pinned.applied(), clock::wall());
+        let path = self.dir.join(file_name(&meta));
         let keys = pinned.keys().map_err(snapshot::WriteError::Records)?;
         let summary = snapshot::write(&path, &meta, keys, pinned.records())?;
         let handle = SnapshotHandle::new(path, meta, summary.file_bytes, Some(summary.sha256), self.cluster)?;
@@ -293,7 +289,7 @@ impl SnapshotStore {
         if summary.sha256 != sha256 {
             return Err(SnapshotError::Damaged { at_byte: 0, what: "the file is not the announced one".into() }.into());
         }
-        let path = self.path_of(&summary.meta);
+        let path = self.dir.join(file_name(&summary.meta));
         // Before the rename: a file of another cluster under a final name would keep this node from starting.
         let handle = SnapshotHandle::new(path.clone(), summary.meta, summary.file_bytes, Some(sha256), self.cluster)?;
         let io = |source| SnapshotStoreError::Dir { path: path.display().to_string(), source };
@@ -327,11 +323,6 @@ impl SnapshotStore {
             }
             !file.is_damaged()
         });
-    }
-
-    fn path_of(&self, meta: &snapshot::SnapshotMeta) -> PathBuf {
-        let (term, index) = meta.position.map_or((0, 0), |position| (position.term.get(), position.index.get()));
-        self.dir.join(format!("{term}-{index}.{EXTENSION}"))
     }
 
     /// Adds a file and removes the oldest that nobody holds.

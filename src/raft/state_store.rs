@@ -13,7 +13,6 @@ use arc_swap::ArcSwap;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
-use tokio::sync::watch;
 
 use super::background;
 use super::checkpoint::CheckpointThread;
@@ -25,8 +24,9 @@ use super::recovery::{Recovered, load_snapshot};
 use super::snapshot_store::{SnapshotHandle, SnapshotStore};
 use super::types::{ApplyReply, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::clock;
-use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader};
+use crate::state::{Applied, PinnedState, StateConfig, StateMachine, StateReader, Targets};
 use crate::types::{LogPosition, Revision};
+use crate::watch;
 
 /// Pause before a snapshot is tried again that found no room on the disk. Tests have less time.
 const FULL_DISK_PAUSE: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
@@ -53,6 +53,7 @@ impl From<&Applied> for AppliedTo {
 pub(super) struct StateAccess {
     reader: Arc<ArcSwap<StateReader>>,
     applied: watch::Receiver<AppliedTo>,
+    targets: watch::Receiver<Targets>,
     pub(super) snapshots: Arc<SnapshotStore>,
 }
 
@@ -63,6 +64,10 @@ impl StateAccess {
 
     pub(super) fn applied(&self) -> watch::Receiver<AppliedTo> {
         self.applied.clone()
+    }
+
+    pub(super) fn targets(&self) -> watch::Receiver<Targets> {
+        self.targets.clone()
     }
 }
 
@@ -76,6 +81,7 @@ pub(super) struct StateStore {
     config: StateConfig,
     reader: Arc<ArcSwap<StateReader>>,
     applied: watch::Sender<AppliedTo>,
+    targets: watch::Sender<Targets>,
     snapshots: Arc<SnapshotStore>,
     metrics: StateMetrics,
     fatal: Fatal,
@@ -96,7 +102,10 @@ impl StateStore {
         let checkpoint = checkpoints_of(&machine, &generation, metrics.clone(), fatal.clone())?;
         let reader = Arc::new(ArcSwap::from_pointee(machine.reader()));
         let (applied, applied_rx) = watch::channel(machine.applied().into());
-        let access = StateAccess { reader: reader.clone(), applied: applied_rx, snapshots: snapshots.clone() };
+        let (targets, targets_rx) = watch::channel(machine.applied().targets.clone());
+        let (reader_too, snapshots_too) = (reader.clone(), snapshots.clone());
+        let access =
+            StateAccess { reader: reader_too, applied: applied_rx, targets: targets_rx, snapshots: snapshots_too };
         Ok((
             Self {
                 machine,
@@ -107,6 +116,7 @@ impl StateStore {
                 config,
                 reader,
                 applied,
+                targets,
                 snapshots,
                 metrics,
                 fatal,
@@ -155,13 +165,26 @@ impl StateStore {
             }
         }
         let applied = self.machine.publish();
-        self.applied.send_replace((&*applied).into());
+        self.tell(&applied);
         for (responder, reply) in replies {
             responder.send(reply);
         }
         self.metrics.entries_per_apply.observe(f64::from(count));
         self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Tells whoever waits how far the state has come.
+    fn tell(&self, applied: &Applied) {
+        // Before the mark: who has seen that a change is applied sees it.
+        self.targets.send_if_modified(|targets| {
+            let changed = *targets != applied.targets;
+            if changed {
+                targets.clone_from(&applied.targets);
+            }
+            changed
+        });
+        self.applied.send_replace(applied.into());
     }
 
     async fn install(&mut self, snapshot: SnapshotHandle) -> io::Result<()> {
@@ -178,7 +201,7 @@ impl StateStore {
         self.machine = machine;
         self.membership = membership;
         self.reader.store(Arc::new(self.machine.reader()));
-        self.applied.send_replace(self.machine.applied().into());
+        self.tell(self.machine.applied());
         // The old engine closes, and its directory goes, once the last reader lets go of it.
         replaced.end().await;
         self.generation.retire();

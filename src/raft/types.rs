@@ -22,6 +22,7 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = Member,
         Term = Term,
+        AsyncRuntime = super::runtime::HouseRuntime,
 );
 
 /// A leader: its term and its node.

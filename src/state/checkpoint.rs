@@ -70,6 +70,14 @@ impl Checkpointer {
         }
     }
 
+    /// Whether a checkpoint is wanted now, as for [`Self::wait`], which this does not; `None` once closed.
+    #[must_use]
+    pub fn wanted(&self) -> Option<bool> {
+        let signal = self.store.signal.lock();
+        let full = self.store.active_bytes() >= self.store.config.overlay_bytes_soft;
+        (!signal.closed).then_some(signal.requested || full)
+    }
+
     /// Asks for a checkpoint of what is applied by now. From any thread.
     pub fn request(&self) {
         self.store.signal.lock().requested = true;

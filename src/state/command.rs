@@ -9,6 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::targets::TargetChange;
 use crate::types::{Key, LeaseId, Revision, Selector, WallTime};
 
 /// One command of a client, as it stands in the log.
@@ -50,6 +51,8 @@ pub struct RequestId {
 pub enum Operation {
     /// Reads and writes of keys, all or nothing; a put or delete is a transaction of one.
     Txn(Txn),
+    /// Changes which places for backups are declared. Stands in batches of format 2 only.
+    Target(TargetChange),
 }
 
 /// Comparisons, and what is done if all of them hold or not. All operations share one revision.
@@ -167,6 +170,8 @@ pub type Outcome = Result<Reply, Rejection>;
 pub enum Reply {
     /// Answer to [`Operation::Txn`].
     Txn(TxnReply),
+    /// Answer to [`Operation::Target`]: it is so now.
+    Target,
 }
 
 /// What a transaction did.
@@ -225,10 +230,42 @@ pub enum Rejection {
         /// The most keys it may touch.
         limit: u64,
     },
+    /// The name of a place for backups is taken.
+    #[error("a place for backups named {name} is declared already; change that one, or choose another name")]
+    TargetExists {
+        /// Which.
+        name: String,
+    },
+    /// There is no such place for backups among those that were declared.
+    #[error("no place for backups named {name} is declared")]
+    NoSuchTarget {
+        /// Which.
+        name: String,
+    },
+    /// It was changed since whoever asks has seen it.
+    #[error("the place for backups {name} was changed meanwhile; look at it again")]
+    TargetChanged {
+        /// Which.
+        name: String,
+    },
+    /// There are too many.
+    #[error("{limit} places for backups are declared, the most there can be; remove one")]
+    TooManyTargets {
+        /// The most there can be.
+        limit: u64,
+    },
+    /// A declaration or its name is too long.
+    #[error("the declaration of a place for backups takes {limit_bytes} bytes at most")]
+    TargetTooLarge {
+        /// The most it may take.
+        limit_bytes: u64,
+    },
 }
 
-/// The newest batch format: postcard of `Vec<Command>`.
-const BATCH_VERSION: u8 = 1;
+/// The formats of a batch, all of them postcard of `Vec<Command>`: 2 may hold other operations than transactions. One of
+/// transactions alone is written as 1, which older programs read.
+const BATCH_OF_TXNS: u8 = 1;
+const BATCH_VERSION: u8 = 2;
 
 /// Commands that travel and are logged together, encoded once: a version byte, then postcard.
 ///
@@ -258,7 +295,8 @@ impl Batch {
     #[must_use]
     pub fn encode_sized(commands: &[Command], expected_bytes: usize) -> Self {
         let mut out = Vec::with_capacity(expected_bytes + 64);
-        out.push(BATCH_VERSION);
+        let is_txn = |command: &Command| matches!(command.operation, Operation::Txn(_));
+        out.push(if commands.iter().all(is_txn) { BATCH_OF_TXNS } else { BATCH_VERSION });
         // An empty batch in its place would end every replica that applies it.
         let out = postcard::to_extend(commands, out).expect("plain data into a growing vector can't fail");
         Self(Bytes::from(out))
@@ -271,7 +309,7 @@ impl Batch {
     pub fn decode(&self) -> Result<Vec<Command>, BatchError> {
         let malformed = |error: postcard::Error| BatchError::Malformed(error.to_string());
         match self.0.split_first() {
-            Some((&BATCH_VERSION, body)) => postcard::from_bytes(body).map_err(malformed),
+            Some((&(BATCH_OF_TXNS | BATCH_VERSION), body)) => postcard::from_bytes(body).map_err(malformed),
             Some((&version, _)) if version > BATCH_VERSION => Err(BatchError::Newer(version)),
             _ => Err(BatchError::Malformed("no version".into())),
         }
@@ -389,11 +427,55 @@ mod tests {
         assert_eq!(postcard::from_bytes(&stored["outcomes"]), Ok(outcomes()));
     }
 
+    fn target_commands() -> Vec<Command> {
+        let command = |change| Command {
+            proposed_at: WallTime::new(1_700_000_000_000),
+            principal: Principal::Anonymous,
+            request: None,
+            operation: Operation::Target(change),
+        };
+        let name = || "off-site".to_owned();
+        vec![
+            command(TargetChange::Add { name: name(), declaration: "first".into() }),
+            command(TargetChange::Replace { name: name(), was: "first".into(), declaration: "second".into() }),
+            command(TargetChange::Remove { name: name() }),
+        ]
+    }
+
+    fn target_outcomes() -> Vec<Outcome> {
+        let name = || "off-site".to_owned();
+        vec![
+            Ok(Reply::Target),
+            Err(Rejection::TargetExists { name: name() }),
+            Err(Rejection::NoSuchTarget { name: name() }),
+            Err(Rejection::TargetChanged { name: name() }),
+            Err(Rejection::TooManyTargets { limit: 10 }),
+            Err(Rejection::TargetTooLarge { limit_bytes: 11 }),
+        ]
+    }
+
+    #[test]
+    fn the_bytes_of_batch_format_two_stay_readable() {
+        let commands: Vec<Command> = commands().into_iter().chain(target_commands()).collect();
+        let outcome_bytes = postcard::to_stdvec(&target_outcomes()).unwrap();
+        let examples = [("batch", Batch::encode(&commands).as_bytes().to_vec()), ("outcomes", outcome_bytes)];
+        let stored = golden::check("commands-v2", examples);
+        assert_eq!(Batch::from(Bytes::from(stored["batch"].clone())).decode(), Ok(commands));
+        assert_eq!(postcard::from_bytes(&stored["outcomes"]), Ok(target_outcomes()));
+    }
+
+    #[test]
+    fn only_what_older_programs_can_not_apply_is_in_the_newer_format() {
+        assert_eq!(Batch::encode(&commands()).as_bytes()[0], 1);
+        assert_eq!(Batch::encode(&[]).as_bytes()[0], 1);
+        assert_eq!(Batch::encode(&target_commands()[..1]).as_bytes()[0], 2);
+    }
+
     #[test]
     fn a_newer_batch_and_bytes_that_are_none_are_told_apart() {
         let decode = |bytes: &'static [u8]| Batch::from(Bytes::from_static(bytes)).decode();
-        assert_eq!(decode(b"\x02whatever"), Err(BatchError::Newer(2)));
-        for bad in [&b""[..], b"\0", b"\x01", b"\x01\x05"] {
+        assert_eq!(decode(b"\x03whatever"), Err(BatchError::Newer(3)));
+        for bad in [&b""[..], b"\0", b"\x01", b"\x01\x05", b"\x02\x01"] {
             assert!(matches!(decode(bad), Err(BatchError::Malformed(_))), "{bad:?}");
         }
     }

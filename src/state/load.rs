@@ -1,10 +1,12 @@
 //! Filling an empty engine from a copy of a state.
 //!
 //! Guarantees: the engine gets its marker only if all records came, in order, and amount to the hash they should; without
-//! a marker an engine is empty to [`StateMachine::open`](super::StateMachine::open). Leaves out: where the records come
-//! from (`snapshot`, `backup/`).
+//! a marker an engine is empty to [`StateMachine::open`](super::StateMachine::open); memory is bounded, however large the
+//! state is. Leaves out: where the records come from (`snapshot`, `backup/`).
 
 use std::ops::Bound;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 
 use super::checkpoint::{BatchWriter, LayerError, write_layer};
 use super::overlay::Layer;
@@ -14,7 +16,13 @@ use crate::storage::{Engine, Error, Order, Scan};
 use crate::types::Revision;
 
 /// So much of what came is sorted and written at a time, in bytes of memory by estimate.
-const CHUNK_BYTES: usize = if cfg!(test) { 2_000 } else { 64 * 1024 * 1024 };
+const CHUNK_BYTES: usize = if cfg!(test) { 2_000 } else { 32 * 1024 * 1024 };
+
+/// Chunks that are read and wait to be written, beside the one that is read and the one that is written.
+const CHUNKS_WAITING: usize = 1;
+
+/// The engine is flushed behind so many chunks: it keeps what was not flushed in memory.
+const CHUNKS_PER_FLUSH: usize = 16;
 
 /// Why an engine was not filled. It has no marker then: throw it away.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +66,8 @@ impl<E> From<LayerError> for LoadError<E> {
 }
 
 /// Fills an empty engine with the records of a state and makes it durable. Of each key an older version must come before
-/// a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older snapshots.
+/// a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older snapshots. Blocks, on
+/// two threads: this one reads, another one writes.
 ///
 /// # Errors
 /// [`LoadError`]; the engine is of no use then.
@@ -71,20 +80,38 @@ pub fn load<E>(
     if !engine.scan(all)?.is_empty() {
         return Err(LoadError::NotEmpty);
     }
-    let mut writer = BatchWriter::new(engine);
-    // Whatever is in there came from these records.
-    let sound = Revision::new(u64::MAX);
+    thread::scope(|scope| {
+        let (ready, waiting) = mpsc::sync_channel(CHUNKS_WAITING);
+        let writing = scope.spawn(move || write(engine, &waiting));
+        let read = read(applied, records, &ready);
+        drop(ready);
+        // A failure of the engine explains why reading ended early.
+        writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        read
+    })?;
+    BatchWriter::new(engine).put_marker(applied)?;
+    engine.flush()?;
+    Ok(())
+}
+
+/// Sorts what comes into chunks and hands them on, until all came or nobody takes them any more.
+fn read<E>(
+    applied: &Applied,
+    records: impl Iterator<Item = Result<VersionedRecord, E>>,
+    ready: &SyncSender<Layer>,
+) -> Result<(), LoadError<E>> {
     let (mut layer, mut hash, mut newest) = (Layer::default(), 0_u128, Revision::ZERO);
     for record in records {
         let record = record.map_err(LoadError::Records)?;
         hash = hash.wrapping_add(record.hash());
         newest = newest.max(record.revision);
         layer.insert(record);
-        if layer.bytes() >= CHUNK_BYTES {
-            write_layer(&mut writer, &std::mem::take(&mut layer), sound)?;
+        if layer.bytes() >= CHUNK_BYTES && ready.send(std::mem::take(&mut layer)).is_err() {
+            // Why, the writing thread tells.
+            return Ok(());
         }
     }
-    write_layer(&mut writer, &layer, sound)?;
+    let _ = ready.send(layer);
     // Compaction may have removed the newest change, if that was a delete; nothing else explains its absence.
     let complete = newest == applied.revision || (newest < applied.revision && applied.compacted >= applied.revision);
     if hash != applied.hash || !complete {
@@ -95,7 +122,19 @@ pub fn load<E>(
             expected_revision: applied.revision,
         });
     }
-    writer.put_marker(applied)?;
-    engine.flush()?;
+    Ok(())
+}
+
+/// Writes chunks as they come.
+fn write(engine: &dyn Engine, chunks: &Receiver<Layer>) -> Result<(), LayerError> {
+    let mut writer = BatchWriter::new(engine);
+    // Whatever is in there came from these records.
+    let sound = Revision::new(u64::MAX);
+    for (count, chunk) in (1_usize..).zip(chunks) {
+        write_layer(&mut writer, &chunk, sound)?;
+        if count.is_multiple_of(CHUNKS_PER_FLUSH) {
+            engine.flush()?;
+        }
+    }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::schema::Applied;
 use super::store::Store;
 use super::txn;
 use crate::storage::{Engine, Error};
-use crate::types::LogPosition;
+use crate::types::{LogPosition, Revision};
 
 /// How much memory the state takes. None of it changes what is answered.
 #[derive(Clone, Debug)]
@@ -85,6 +85,10 @@ impl StateMachine {
         for command in commands {
             let outcome = match &command.operation {
                 Operation::Txn(txn) => txn::execute(&self.store, txn, self.applied.revision)?,
+                Operation::Target(change) => {
+                    outcomes.push(self.applied.targets.apply(change).map(|()| Reply::Target));
+                    continue;
+                }
             };
             outcomes.push(outcome.map(|done| {
                 self.applied.revision = done.reply.revision;
@@ -119,6 +123,15 @@ impl StateMachine {
         self.applied.position = Some(position);
         self.applied.membership = membership;
         self.store.boundary.lock().clone_from(&self.applied);
+    }
+
+    /// Goes on counting from a later revision, and gives up history below it: for the state of another cluster, so that no
+    /// revision means two things. Nothing changes if it is not later.
+    pub fn skip_to(&mut self, revision: Revision) {
+        if revision > self.applied.revision {
+            (self.applied.revision, self.applied.compacted) = (revision, revision);
+            self.store.boundary.lock().clone_from(&self.applied);
+        }
     }
 
     /// Makes everything applied so far visible to readers, at once.

@@ -21,6 +21,7 @@ mod scan;
 mod schema;
 pub mod snapshot;
 mod store;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod txn;
@@ -38,5 +39,6 @@ pub use pinned::PinnedState;
 pub use reader::StateReader;
 pub use record::{Change, VersionedRecord};
 pub use schema::Applied;
+pub use targets::{TARGET_BYTES_MAX, TARGETS_MAX, TargetChange, Targets};
 pub use txn::{REPLY_OVERHEAD_BYTES, TXN_REPLY_BYTES_MAX};
 pub use view::{Page, RangeRead, StateView, ViewError};

@@ -53,6 +53,11 @@ impl PinnedState {
     /// Every retained version up to the pinned revision, in the order of `(revision, sub)`. Ends behind an error. Blocks
     /// on the disk.
     pub fn records(&self) -> impl Iterator<Item = Result<VersionedRecord, Error>> + Send {
-        ChangeScan::new(&self.store, Revision::ZERO, self.applied.revision)
+        self.records_from(Revision::ZERO)
+    }
+
+    /// As [`Self::records`], but only those of a revision and behind it.
+    pub fn records_from(&self, revision: Revision) -> impl Iterator<Item = Result<VersionedRecord, Error>> + Send {
+        ChangeScan::new(&self.store, revision, self.applied.revision)
     }
 }

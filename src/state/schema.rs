@@ -20,6 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Place;
+use super::targets::Targets;
 use crate::codec::{framed, ordered};
 use crate::storage::{Engine, Error};
 use crate::types::{Key, LogPosition, Revision};
@@ -33,7 +34,10 @@ const RECORDS: u8 = 3;
 /// What the marker's frame begins with.
 const MARKER_MAGIC: [u8; 4] = *b"QAPL";
 /// The format of the marker, postcard of [`Applied`], and of all that stands beside it. Format 1 had the versions by key.
-const MARKER_VERSION: u8 = 2;
+const MARKER_PLAIN: u8 = 2;
+/// The same with the declared places for backups behind it. Written only if there are some, so that an older program goes
+/// on with a store that has none.
+const MARKER_VERSION: u8 = 3;
 
 /// How far a state has come, and what it amounts to. Stored as the marker.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -48,6 +52,9 @@ pub struct Applied {
     pub membership: Bytes,
     /// The wrapping sum of the hashes of all records.
     pub hash: u128,
+    /// The places for backups that are declared.
+    #[serde(skip)]
+    pub targets: Targets,
 }
 
 /// One key of the engine.
@@ -131,7 +138,11 @@ impl Applied {
     /// The marker's stored form.
     pub(super) fn encode(&self) -> Vec<u8> {
         // Encoding into a growing vector can only fail on types that refuse to be serialized; these don't.
-        let body = postcard::to_stdvec(self).expect("plain data is always serialized");
+        let plain = postcard::to_stdvec(self).expect("plain data is always serialized");
+        if self.targets.is_empty() {
+            return framed::seal(MARKER_MAGIC, MARKER_PLAIN, &plain);
+        }
+        let body = postcard::to_extend(&self.targets, plain).expect("plain data is always serialized");
         framed::seal(MARKER_MAGIC, MARKER_VERSION, &body)
     }
 
@@ -139,12 +150,17 @@ impl Applied {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let damaged = |error: framed::FrameError| Error::Damaged(format!("the applied marker: {error}"));
         let (version, body) = framed::open(MARKER_MAGIC, MARKER_VERSION, bytes).map_err(damaged)?;
-        if version != MARKER_VERSION {
+        if version < MARKER_PLAIN {
             return Err(Error::Damaged(format!(
                 "the store has format {version}, from an older program; this one reads {MARKER_VERSION}, and rebuilds it"
             )));
         }
-        postcard::from_bytes(body).map_err(|_| damaged(framed::FrameError::Body))
+        let undecodable = |_| damaged(framed::FrameError::Body);
+        let (mut applied, rest) = postcard::take_from_bytes::<Self>(body).map_err(undecodable)?;
+        if version > MARKER_PLAIN {
+            applied.targets = postcard::from_bytes(rest).map_err(undecodable)?;
+        }
+        Ok(applied)
     }
 }
 
@@ -152,6 +168,7 @@ impl Applied {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::targets::TargetChange;
     use super::*;
     use crate::types::{LogIndex, NodeId, Term};
 
@@ -162,6 +179,7 @@ mod tests {
             compacted: Revision::new(7),
             membership: Bytes::from_static(b"m"),
             hash: u128::MAX - 5,
+            targets: Targets::default(),
         }
     }
 
@@ -182,7 +200,18 @@ mod tests {
                      \xFF\xFF\xFF\x03";
         assert_eq!(marker().encode(), framed::seal(*b"QAPL", 2, body));
         let older = Applied::decode(&framed::seal(*b"QAPL", 1, body)).unwrap_err().to_string();
-        assert!(older.contains("has format 1") && older.contains("reads 2"), "{older}");
+        assert!(older.contains("has format 1") && older.contains("reads 3"), "{older}");
+    }
+
+    #[test]
+    fn declared_places_for_backups_stand_behind_the_marker_in_a_format_of_their_own() {
+        let mut declared = marker();
+        let declaration = Bytes::from_static(b"d");
+        declared.targets.apply(&TargetChange::Add { name: "n".into(), declaration }).unwrap();
+        let (plain, bytes) = (postcard::to_stdvec(&marker()).unwrap(), declared.encode());
+        assert_eq!(bytes, framed::seal(*b"QAPL", 3, &[&plain[..], b"\x01\x01n\x01d"].concat()));
+        assert_eq!(Applied::decode(&bytes).unwrap(), declared);
+        assert!(Applied::decode(&framed::seal(*b"QAPL", 3, &plain)).is_err());
     }
 
     #[test]

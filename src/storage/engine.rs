@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 /// The most writes in one batch: an engine may hold locks for the length of a batch, and readers wait behind them.
 pub const BATCH_OPERATIONS_MAX: usize = 512;
@@ -31,6 +32,29 @@ pub enum Error {
         /// The writes in the refused batch.
         operations: usize,
     },
+}
+
+/// What a machine may be short of, or refuse, whatever is in the files.
+const SHORTAGES: [Errno; 9] = [
+    Errno::MFILE,
+    Errno::NFILE,
+    Errno::NOMEM,
+    Errno::AGAIN,
+    Errno::NOSPC,
+    Errno::DQUOT,
+    Errno::ROFS,
+    Errno::ACCESS,
+    Errno::PERM,
+];
+
+impl Error {
+    /// Whether this machine lacks something: file handles, memory, room, rights. Then nothing is known of the data, and
+    /// there is nothing to mend in it.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        source.raw_os_error().is_some_and(|code| SHORTAGES.iter().any(|errno| errno.raw_os_error() == code))
+    }
 }
 
 /// One write of a batch.

@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::engine::{self, Batch, Engine, Error, Order, Scan, Write};
 
@@ -125,6 +126,29 @@ impl MemoryEngine {
             return Err(injected("read"));
         }
         Ok(())
+    }
+}
+
+/// Engines in memory by the path at which files would lie: what a simulation has in the place of a disk. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryEngines(Arc<Mutex<BTreeMap<PathBuf, MemoryEngine>>>);
+
+impl MemoryEngines {
+    /// The engine at a path; an empty one if there is none.
+    #[must_use]
+    pub fn open(&self, path: &Path) -> MemoryEngine {
+        self.0.lock().entry(path.to_owned()).or_default().clone()
+    }
+
+    /// There is none at this path any more.
+    pub fn remove(&self, path: &Path) {
+        self.0.lock().remove(path);
+    }
+
+    /// All of them, by path.
+    #[must_use]
+    pub fn all(&self) -> Vec<MemoryEngine> {
+        self.0.lock().values().cloned().collect()
     }
 }
 

@@ -6,10 +6,12 @@
 //! Leaves out: what the bytes mean.
 
 pub mod conformance;
+mod endless;
 mod engine;
 mod memory;
 mod sled;
+mod stamps;
 
 pub use engine::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Order, Scan, Write};
-pub use memory::{FaultPoint, MemoryEngine};
+pub use memory::{FaultPoint, MemoryEngine, MemoryEngines};
 pub use sled::{SledConfig, SledEngine};

@@ -28,6 +28,9 @@
 //! - A leaf that compresses to exactly 65,529 bytes is cut: room is made for a length of two bytes, but slots of 65,536 have
 //!   one of four, which takes the place of the last byte of the leaf; it can't be read again. So a flush looks whether one
 //!   was written, and users keep leaves below that size.
+//! - Nothing tells an earlier copy of one of sled's files from the file itself: old values are served, or a leaf is looked
+//!   for without end, in a call that no error leaves. So `stamps` beside the files tells what they were, and `endless`
+//!   notices such a call, whatever leads to it.
 //! - sled syncs the files it writes and the two directories below its own, but not its settings file, its own directory
 //!   after creating `metadata`, or the parent. So we sync those after opening.
 //!
@@ -59,15 +62,16 @@ use std::ops::Bound;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use thread_local::ThreadLocal;
 
+use super::endless::Calls;
 use super::engine::{self, Batch, Engine, Error, Order, Scan, Write};
+use super::stamps;
 
 /// Records in a leaf at most. Part of the stored format: sled refuses a directory made with another one.
 const LEAF_FANOUT: usize = 64;
@@ -114,10 +118,16 @@ pub struct SledConfig {
     /// How long to wait for a directory that another process holds: the system releases the lock of a killed process
     /// late.
     pub lock_timeout: Duration,
+    /// A read or a commit that has taken so much processor time never ends: the engine is broken then, and `on_endless` is told.
+    pub endless_after: Duration,
+    /// Hears of a call that never ends, with the directory and the damage, on a thread of its own. Whoever waits for that
+    /// call, or for a lock that it holds, waits for ever: a process that serves has to end here.
+    pub on_endless: fn(&Path, &Error),
 }
 
 impl Default for SledConfig {
-    /// 128 MiB of cache, 512 MiB of pinned leaves, unverified, a minute to open, five seconds for the lock.
+    /// 128 MiB of cache, 512 MiB of pinned leaves, unverified, a minute to open, five seconds for the lock; an
+    /// endless call is known after ten seconds of processor time, and told to nobody but the next ones.
     fn default() -> Self {
         Self {
             cache_bytes: 128 * 1024 * 1024,
@@ -125,6 +135,8 @@ impl Default for SledConfig {
             verify: false,
             open_timeout: Duration::from_secs(60),
             lock_timeout: Duration::from_secs(5),
+            endless_after: Duration::from_secs(10),
+            on_endless: |_, _| (),
         }
     }
 }
@@ -204,7 +216,9 @@ pub struct SledEngine {
     /// Held over a whole commit and a whole flush; the order of commits is the order of this lock.
     writer: Mutex<Flushed>,
     /// Why the engine may not be used any more.
-    broken: OnceLock<Failure>,
+    broken: Arc<OnceLock<Failure>>,
+    /// The reads and commits that are under way.
+    calls: Calls,
     path: PathBuf,
     config: SledConfig,
 }
@@ -225,10 +239,12 @@ impl SledEngine {
     /// Damage that cuts off sled's own log can also open as an *older* store: compare the applied marker with the log.
     pub fn open(path: &Path, config: &SledConfig) -> Result<Self, Error> {
         let db = open_patiently(path, config)?;
+        let broken = Arc::new(OnceLock::new());
         let engine = Self {
             handles: RwLock::new(Some(Handles::new(db))),
             writer: Mutex::new(Flushed::default()),
-            broken: OnceLock::new(),
+            calls: watch(path, config, &broken)?,
+            broken,
             path: path.to_owned(),
             config: config.clone(),
         };
@@ -238,6 +254,9 @@ impl SledEngine {
 
     /// Makes the directory entries and the settings file durable that sled itself does not sync.
     fn sync_creation(&self) -> Result<(), Error> {
+        if !stamps::exist(&self.path) {
+            self.stamp(stamps::begin)?;
+        }
         let parent = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -260,11 +279,22 @@ impl SledEngine {
         match catch_unwind(AssertUnwindSafe(|| work(handles.db()))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(source)) => Err(self.broken_by(classify(&self.path, action, source))),
-            Err(panic) => {
-                let text = panic_text(&*panic);
-                Err(self.broken_by(Error::Damaged(format!("sled panicked: {action} {}: {text}", self.path.display()))))
-            }
+            Err(panic) => Err(self.broken_by(panicked(&self.path, action, &panic_text(&*panic)))),
         }
+    }
+
+    /// As [`Self::call`], for what should not take long.
+    fn short_call<T>(&self, action: &str, work: impl FnOnce(&Db) -> io::Result<T>) -> Result<T, Error> {
+        let _call = self.calls.begin();
+        self.call(action, work)
+    }
+
+    /// Notes in one way or another what the files are, unless they can't be believed any more.
+    fn stamp(&self, how: fn(&Path) -> io::Result<()>) -> Result<(), Error> {
+        if let Some(failure) = self.broken.get() {
+            return Err(failure.again());
+        }
+        how(&self.path).map_err(|source| self.broken_by(classify(&self.path, "note the files of", source)))
     }
 
     /// Remembers why the engine may not be used any more. The first failure is the one worth telling later.
@@ -279,6 +309,7 @@ impl SledEngine {
         let old = handles.take();
         // A panic here leaves the lock with what was not dropped, which the opening reports.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(old)));
+        self.stamp(stamps::rest_synced)?;
         let trusting = SledConfig { verify: false, ..self.config.clone() };
         let db = open_patiently(&self.path, &trusting).map_err(|error| self.broken_by(error))?;
         *handles = Some(Handles::new(db));
@@ -289,7 +320,7 @@ impl SledEngine {
 impl Drop for SledEngine {
     /// Flushes and closes. What cannot be flushed is left to the next start, which has the log.
     fn drop(&mut self) {
-        let flushed = self.call("flush", flush);
+        let flushed = self.stamp(stamps::begin).and_then(|()| self.call("flush", flush));
         let handles = self.handles.get_mut().take();
         if flushed.is_err() {
             // Dropping sled behind a failure waits for ever or aborts the process.
@@ -298,6 +329,8 @@ impl Drop for SledEngine {
             tracing::warn!(path = %self.path.display(), "the store was left without closing it");
         } else if catch_unwind(AssertUnwindSafe(|| drop(handles))).is_err() {
             tracing::warn!(path = %self.path.display(), "the store was not closed cleanly");
+        } else if let Err(error) = self.stamp(stamps::rest_synced) {
+            tracing::warn!(path = %self.path.display(), %error, "the store was closed, but its files can't be noted");
         }
     }
 }
@@ -305,19 +338,8 @@ impl Drop for SledEngine {
 /// Puts the metadata of a store into a state that sled can open without losing it (see the top of the file).
 fn mend_metadata(path: &Path) -> io::Result<()> {
     let directory = path.join("metadata");
-    let entries = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    let (mut newest_snapshot, mut newest_log) = (None, None);
-    for entry in entries {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        let number = |prefix: &str| u64::from_str_radix(name.strip_prefix(prefix)?, 16).ok();
-        newest_snapshot = newest_snapshot.max(number("snapshot_"));
-        newest_log = newest_log.max(number("log_"));
-    }
-    match (newest_snapshot, newest_log) {
+    let newest = |prefix| Ok::<_, io::Error>(stamps::numbers(path, prefix)?.last().copied());
+    match (newest("snapshot_")?, newest("log_")?) {
         (None, Some(_)) => Err(io::Error::new(io::ErrorKind::InvalidData, "a metadata log without its snapshot")),
         (Some(snapshot), log) if log.is_none_or(|log| log <= snapshot) => {
             File::create(directory.join(format!("log_{:016x}", snapshot + 1)))?.sync_all()?;
@@ -327,17 +349,34 @@ fn mend_metadata(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Mends the metadata under the lock of the store, unless another process holds it.
+/// Looks whether the files are those that were left, and mends the metadata, under the lock of the store, unless another
+/// process holds it.
 fn prepare(path: &Path) -> Result<(), Error> {
     let directory = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         directory => directory.map_err(|source| classify(path, "open", source))?,
     };
     match directory.try_lock() {
-        Ok(()) => mend_metadata(path).map_err(|source| classify(path, "prepare", source)),
+        Ok(()) => {
+            stamps::check(path).and_then(|()| mend_metadata(path)).map_err(|source| classify(path, "prepare", source))
+        }
         Err(TryLockError::WouldBlock) => Err(Error::InUse(path.display().to_string())),
         Err(TryLockError::Error(source)) => Err(classify(path, "lock", source)),
     }
+}
+
+/// Notices calls that never come back: the engine is broken then.
+fn watch(path: &Path, config: &SledConfig, broken: &Arc<OnceLock<Failure>>) -> Result<Calls, Error> {
+    let (path, limit, tell, broken) = (path.to_owned(), config.endless_after, config.on_endless, Arc::clone(broken));
+    let found = move || {
+        let text =
+            format!("sled does not come back from a call to {}, after {limit:?} of processor time", path.display());
+        let error = Error::Damaged(text);
+        let _ = broken.set(Failure::of(&error));
+        tell(&path, &error);
+    };
+    Calls::watch(limit, found)
+        .map_err(|source| Error::Io { action: "start the thread that watches the store".to_owned(), source })
 }
 
 /// Opens, waiting for a lock that another process may be about to release.
@@ -383,7 +422,7 @@ fn open_once(path: &Path, config: &SledConfig) -> Result<Db, Error> {
             Err(Error::InUse(path.display().to_string()))
         }
         Ok(Ok(Err(source))) => Err(classify(path, "open", source)),
-        Ok(Err(panic)) => Err(Error::Damaged(format!("sled panicked: open {}: {panic}", path.display()))),
+        Ok(Err(panic)) => Err(panicked(path, "open", &panic)),
         Err(_) => Err(Error::Damaged(format!("sled did not open {} within {:?}", path.display(), config.open_timeout))),
     }
 }
@@ -394,8 +433,28 @@ fn classify(path: &Path, action: &str, source: io::Error) -> Error {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Unsupported => {
             Error::Damaged(format!("{action} {}: {source}", path.display()))
         }
-        _ => Error::Io { action: format!("{action} {}", path.display()), source },
+        _ => {
+            // sled says where it met an error of the system, and keeps only its kind.
+            let told = source.raw_os_error().is_none().then(|| error_told(&source.to_string())).flatten();
+            Error::Io { action: format!("{action} {}", path.display()), source: told.unwrap_or(source) }
+        }
     }
+}
+
+/// Behind a panic the bytes are under suspicion, unless sled gave up because the machine lacks something.
+fn panicked(path: &Path, action: &str, text: &str) -> Error {
+    let told = error_told(text).map(|source| Error::Io { action: format!("{action} {}", path.display()), source });
+    let damage = || Error::Damaged(format!("sled panicked: {action} {}: {text}", path.display()));
+    told.filter(Error::is_shortage).unwrap_or_else(damage)
+}
+
+/// The error of the system that a text tells, in either of the forms in which the standard library shows one.
+fn error_told(text: &str) -> Option<io::Error> {
+    ["(os error ", "Os { code: "].iter().find_map(|before| {
+        let rest = &text[text.find(before)? + before.len()..];
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit())?;
+        Some(io::Error::from_raw_os_error(rest[..digits].parse().ok()?))
+    })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
@@ -444,6 +503,10 @@ type SledPair = (::sled::InlineArray, ::sled::InlineArray);
 
 /// Puts in one sled batch, deletes one by one behind it, so that emptied leaves are merged (see the top of the file).
 fn apply(db: &Db, batch: &Batch) -> io::Result<()> {
+    if let Some(puts) = rising_puts(batch) {
+        db.check_error()?;
+        return db.apply_batch(puts);
+    }
     // The last write of a key wins, and puts and deletes part ways below: so each key may be left only once.
     let last: BTreeMap<&[u8], Option<&[u8]>> = batch
         .iter()
@@ -467,6 +530,19 @@ fn apply(db: &Db, batch: &Batch) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The batch, if it is what checkpoints write nearly always: puts alone, each of another key, in order.
+fn rising_puts(batch: &Batch) -> Option<::sled::Batch> {
+    let (mut puts, mut last) = (::sled::Batch::default(), None);
+    for write in batch {
+        let Write::Put(key, value) = write else { return None };
+        if last.replace(key).is_some_and(|last| last >= key) {
+            return None;
+        }
+        puts.insert(&key[..], &value[..]);
+    }
+    Some(puts)
 }
 
 fn flush(db: &Db) -> io::Result<::sled::FlushStats> {
@@ -509,14 +585,14 @@ fn allocated_bytes(directory: &Path) -> io::Result<u64> {
 
 impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        self.call("read a key of", |db| Ok(db.get(key)?.as_ref().map(copied)))
+        self.short_call("read a key of", |db| Ok(db.get(key)?.as_ref().map(copied)))
     }
 
     fn scan(&self, scan: Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, Error> {
         if engine::is_empty_range(scan.start, scan.end) {
             return Ok(Vec::new());
         }
-        self.call("scan", |db| match scan.order {
+        self.short_call("scan", |db| match scan.order {
             Order::Ascending => page(db.range::<&[u8], _>((scan.start, Bound::Unbounded)), &scan),
             Order::Descending => page(db.range::<&[u8], _>((scan.start, scan.end)).rev(), &scan),
         })
@@ -525,11 +601,12 @@ impl Engine for SledEngine {
     fn commit(&self, batch: Batch) -> Result<(), Error> {
         engine::check_batch(&batch)?;
         let _writer = self.writer.lock();
-        self.call("commit a batch to", |db| apply(db, &batch))
+        self.short_call("commit a batch to", |db| apply(db, &batch))
     }
 
     fn flush(&self) -> Result<(), Error> {
         let mut flushed = self.writer.lock();
+        self.stamp(stamps::begin)?;
         let stats = self.call("flush", flush)?;
         flushed.add(&stats);
         let cut = has_cut_leaf(&self.path).map_err(|source| classify(&self.path, "check the leaves of", source))?;
@@ -542,13 +619,35 @@ impl Engine for SledEngine {
         {
             self.reopen()?;
             *flushed = Flushed::default();
+            return Ok(());
         }
-        Ok(())
+        self.stamp(if stats.write_batch.truncated_files > 0 { stamps::rest_synced } else { stamps::rest })
     }
 
     /// Bytes that the file system has allocated; about a hundred `stat` calls.
     fn size_on_disk(&self) -> Result<u64, Error> {
         allocated_bytes(&self.path)
             .map_err(|source| Error::Io { action: format!("measure {}", self.path.display()), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_is_no_damage_however_sled_tells_it() {
+        let path = Path::new("state/1");
+        let told = io::Error::other("sled:heap.rs:792 -> Too many open files (os error 24)");
+        assert!(classify(path, "open", told).is_shortage());
+        let unwrapped =
+            "called `Result::unwrap()` on an `Err` value: Os { code: 28, kind: StorageFull, message: \"No space\" }";
+        assert!(panicked(path, "open", unwrapped).is_shortage());
+        // A disk that can't be read is rebuilt from.
+        for text in ["Input/output error (os error 5)", "Os { code: 5, kind: x }", "assertion failed", "(os error )"] {
+            assert!(matches!(panicked(path, "open", text), Error::Damaged(_)), "{text}");
+            assert!(!classify(path, "open", io::Error::other(text)).is_shortage(), "{text}");
+        }
+        assert!(matches!(classify(path, "open", io::ErrorKind::InvalidData.into()), Error::Damaged(_)));
     }
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -35,6 +35,7 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     /// When to try again, if the server says so.
     pub(super) retry_after: Option<Duration>,
+    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
@@ -65,12 +66,12 @@ impl Connection {
                 Some(_) => Lost::Unsent,
                 None => Lost::Unanswered,
             })?;
-            let status = response.status();
-            let retry_after =
-                response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let (head, body) = response.into_parts();
+            let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|_| Lost::Unanswered)?.to_bytes();
-            Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
+            let retry_after = retry_after.map(Duration::from_secs);
+            Ok(Answer { status: head.status, retry_after, headers: head.headers, body })
         };
         let mut answer = pin!(answer);
         poll_fn(|context| {

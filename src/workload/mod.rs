@@ -1,5 +1,5 @@
-//! The load generator: closed-loop clients, or an open loop at a fixed rate, over one lean connection each; and the judge of
-//! histories that clients have noted down ([`check`]).
+//! The load generator: closed-loop clients, or an open loop at a fixed rate, over one lean connection each. Beside it, clients
+//! that note down all they see ([`Recording`]), and the judge of such histories ([`history::judge`]).
 //!
 //! Guarantees: an error does not end a run and is counted by its kind; a write is counted as acknowledged only when the
 //! cluster said so, and one that may or may not have been applied is counted apart; under a fixed rate, time spent waiting
@@ -8,8 +8,9 @@
 
 mod connection;
 mod echo;
-mod history;
+pub mod history;
 mod plan;
+mod recording;
 mod requests;
 mod tally;
 mod worker;
@@ -19,7 +20,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use echo::{ECHO_BYTES, serve_echo};
-pub use history::{Action, Operation, Violation, check};
+pub use recording::{
+    DEADLINE_MAX, Mix, NOTES_MAX, News, RECORDED_KEYS_MAX, RECORDED_VALUE_BYTES_MAX, Recording, RecordingConfig,
+    Summary,
+};
 pub use requests::Protocol;
 pub use tally::{Latency, Progress, Report};
 

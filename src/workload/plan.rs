@@ -12,7 +12,7 @@ use super::{CLIENTS_MAX, Error, KEYS_MAX, LoadConfig, RATE_MAX};
 use crate::types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// What needs no escape in a path.
-const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+pub(super) const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// Values are cut from a random text that is this much longer than one of them, in bytes: none is built, and so many differ
 /// that the pages of a store, which are compressed, hardly ever hold two that overlap.
@@ -87,7 +87,8 @@ impl Plan {
     }
 }
 
-fn endpoint(text: &str) -> Result<Endpoint, Error> {
+/// Splits a URL like `http://10.0.0.1:7480`.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, Error> {
     let usage = |why: &str| Error::Usage(format!("the endpoint '{text}' {why}; it must be like http://10.0.0.1:7480"));
     let url = url::Url::parse(text).map_err(|error| usage(&format!("is no URL ({error})")))?;
     if url.scheme() != "http" || url.path() != "/" || url.query().is_some() {

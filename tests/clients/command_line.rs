@@ -32,6 +32,9 @@ fn react(request: &Request) -> Reaction {
             Reaction::Answer { status: 200, headers: headers.into(), body: b"hello".into() }
         }
         ("GET" | "DELETE", "/v1/kv/absent") => problem(404, "key_not_found", false, "not_applied"),
+        ("DELETE", "/v1/backups/main") => {
+            json(200, r#"{"name":"main","dry_run":false,"declared":null,"store":null,"warnings":[]}"#)
+        }
         ("DELETE", "/v1/kv") => json(200, r#"{"deleted":3,"revision":8}"#),
         ("DELETE", _) => json(200, r#"{"deleted":1,"revision":8}"#),
         ("GET", "/v1/kv") if query.contains("keys_only=true") => json(
@@ -52,6 +55,9 @@ fn react(request: &Request) -> Reaction {
                     {{"get":{{"count":1,"items":[{{"key":"greeting",{RECORD}}}]}}}}]}}"#
             ),
         ),
+        ("GET", "/v1/backups") => json(200, BACKUPS),
+        ("POST", "/v1/backups") => json(201, DECLARED),
+        ("PATCH", "/v1/backups/main") => json(200, &DECLARED.replace("\"dry_run\":false", "\"dry_run\":true")),
         ("GET", "/v1/status") => json(200, STATUS),
         ("GET", "/v1/cluster") => json(200, CLUSTER),
         ("POST", "/v1/cluster/leader") if request.body == b"{\"to\":1}" => json(200, &leader(1, false)),
@@ -66,6 +72,22 @@ fn leader(id: u64, moved: bool) -> String {
 }
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+/// A place that is well but for a drill, and one that was declared in another cluster.
+const BACKUPS: &str = r#"{"backups":[
+    {"name":"main","url":"s3://bucket/prefix","encrypted":true,"durable":true,"active":2,"candidates":[1,2,3],"archived_index":90,
+     "archived_revision":80,"rpo_ms":700,"full":null,"full_under_way":true,"objects":7,"bytes":7000,"troubles":[],"origin":"api",
+     "declared":{"name":"main","url":"s3://bucket/prefix"},"idle":null,"errors":0,"held_entries":3,
+     "proofs":{"verified_unix_ms":null,"read_unix_ms":null,"drilled_unix_ms":null,"drills_here":true,"drill_error":"no room",
+               "failed":{"time_unix_ms":1700000000000,"finding":"drill: x is missing"}}},
+    {"name":"old","url":"file:///srv/old","encrypted":true,"durable":false,"active":null,"candidates":[],"archived_index":null,
+     "archived_revision":null,"rpo_ms":null,"full":null,"full_under_way":false,"objects":0,"bytes":0,"troubles":[],"origin":"api",
+     "declared":{"name":"old","url":"file:///srv/old"},"idle":"it was declared in the cluster 7","errors":0,"held_entries":null,
+     "proofs":null}]}"#;
+
+/// What a change of what is declared answers.
+const DECLARED: &str = r#"{"name":"main","dry_run":false,"declared":{"name":"main","url":"s3://bucket/prefix"},
+    "store":{"made":true,"can_delete":false,"skew_ms":12,"clusters":[]},"warnings":["objects are NOT encrypted"]}"#;
 
 const STATUS: &str = r#"{"name":"n1","id":1,"cluster_id":5,"version":"0.1.0","role":"leader",
     "leader":{"id":1,"name":"n1","client_url":"http://h1:7480"},"term":2,"last_log_index":12,"commit_index":12,
@@ -192,6 +214,11 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 #[test]
 fn outputs_as_text_and_json() {
     script("output");
+}
+
+#[test]
+fn histories_are_judged_and_what_is_none_is_refused() {
+    script("history");
 }
 
 #[test]

@@ -29,6 +29,10 @@ pub(crate) enum Fault {
     SyncHolds,
     /// There is no room for snapshot files.
     SnapshotsFull,
+    /// There is room for so many bytes.
+    Room(u64),
+    /// The process is killed behind so many calls that change something.
+    EndsBehind(u64),
 }
 
 impl Fault {
@@ -39,6 +43,8 @@ impl Fault {
             Self::SyncDelay(_) => "sync-delay",
             Self::SyncHolds => "sync-holds",
             Self::SnapshotsFull => "snapshots-full",
+            Self::Room(_) => "room",
+            Self::EndsBehind(_) => "ends-behind",
         }
     }
 }
@@ -54,26 +60,38 @@ impl Disk {
     pub(crate) fn under(cluster: &mut Cluster) -> Vec<Self> {
         // The library compares paths, and sees open files by their real ones.
         let dir = cluster.dir.path().canonicalize().unwrap();
-        let library = build(&dir);
-        let show = |path: &Path| path.to_string_lossy().into_owned();
         let disk = |node: &mut crate::process::Member| {
             node.dir = dir.join(&node.name);
-            let disk = Self { data: node.dir.clone(), control: dir.join(format!("{}-disk", node.name)) };
-            fs::create_dir(&disk.control).unwrap();
-            node.settings.env.extend([
-                ("LD_PRELOAD".to_owned(), show(&library)),
-                ("DISK_DATA".to_owned(), show(&disk.data)),
-                ("DISK_CONTROL".to_owned(), show(&disk.control)),
-            ]);
+            let disk = Self::of(&node.dir);
+            node.settings.env.extend(disk.env());
             disk
         };
         cluster.nodes.iter_mut().map(disk).collect()
     }
 
+    /// What lies under a directory, whose path must be a real one: of any process with the variables [`Self::env`].
+    pub(crate) fn of(data: &Path) -> Self {
+        let mut control = data.as_os_str().to_owned();
+        control.push("-disk");
+        let disk = Self { data: data.to_owned(), control: control.into() };
+        fs::create_dir(&disk.control).unwrap();
+        disk
+    }
+
+    /// The environment of a process that is to use it.
+    pub(crate) fn env(&self) -> [(String, String); 3] {
+        let show = |path: &Path| path.to_string_lossy().into_owned();
+        let library = build(self.data.parent().expect("it lies in a folder of the test"));
+        [("LD_PRELOAD", &library), ("DISK_DATA", &self.data), ("DISK_CONTROL", &self.control)]
+            .map(|(name, path)| (name.to_owned(), show(path)))
+    }
+
     /// Begins a fault.
     pub(crate) fn set(&self, fault: Fault) {
-        let contents =
-            if let Fault::SyncDelay(milliseconds) = fault { milliseconds.to_string() } else { String::new() };
+        let contents = match fault {
+            Fault::SyncDelay(number) | Fault::Room(number) | Fault::EndsBehind(number) => number.to_string(),
+            _ => String::new(),
+        };
         // Complete when it appears.
         let beside = self.control.join("new");
         fs::write(&beside, contents).unwrap();
@@ -93,6 +111,9 @@ impl Disk {
 
 fn build(dir: &Path) -> PathBuf {
     let (source, library) = (dir.join("shim.c"), dir.join("shim.so"));
+    if library.exists() {
+        return library;
+    }
     fs::write(&source, SHIM).unwrap();
     let mut compiler = Command::new("cc");
     compiler.args(["-O1", "-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl");

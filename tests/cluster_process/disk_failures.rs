@@ -1,5 +1,7 @@
 //! A log that can no longer be written ends the process: an acknowledgement it could not keep would be worse.
 
+use std::collections::BTreeSet;
+
 use tokio::time::{Instant, sleep};
 
 use crate::crashes::WRITERS;
@@ -94,4 +96,29 @@ async fn a_failed_write_of_the_log_ends_the_process() {
             assert_eq!(answer.bytes().await.unwrap(), value, "{}: {key}", node.name);
         }
     }
+}
+
+/// Enough for the program to begin, too few for the hundred files of a state.
+const FEW_FILES: &str = "ulimit -n 60";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_with_too_few_file_handles_is_refused_and_leaves_the_state_as_it_is() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    cluster.ready().await;
+    let at = cluster.follower().await;
+    let node = &mut cluster.nodes[at];
+    node.terminate().await;
+    node.settings.prelude = Some(FEW_FILES.into());
+    let generations = |node: &Member| -> BTreeSet<_> {
+        std::fs::read_dir(node.dir.join("state")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let before = generations(node);
+    let (code, said) = node.refusal().await;
+    assert!(code == Some(2) && said.contains("Too many open files"), "{code:?}: {said}");
+    assert!(said.contains("nothing was changed"), "{said}");
+    node.settings.prelude = None;
+    assert_eq!(generations(node), before, "another state was begun");
+    node.start();
+    cluster.ready().await;
+    cluster.converged().await;
 }

@@ -192,12 +192,13 @@ async fn a_node_that_can_not_be_rebuilt_says_so() {
 }
 
 /// The newest chunk of a node's log.
-fn chunk(dir: &Path) -> PathBuf {
+pub(crate) fn chunk(dir: &Path) -> PathBuf {
     files(&dir.join("log")).into_iter().rfind(|file| holds_log(file)).unwrap()
 }
 
 fn holds_log(file: &Path) -> bool {
-    fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
+    file.extension().is_some_and(|extension| extension == "wal")
+        && fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,8 @@
-//! Clients at work, and what they were told: what `load` and `registers` have in common.
+//! Writers at work, and what they were told: for `load`, which holds each write against the data, and for all who put by hand.
 //!
 //! Guarantees: an answer to a put is one of [`Answer`], and what no client should see is none of the first three; when puts
-//! are acknowledged can be awaited. Leaves out: what is put where, and what is made of the answers.
+//! are acknowledged can be awaited. Leaves out: what is put where, what is made of the answers, and histories
+//! (`registers`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! A quorum that is lost for good: what one node still has becomes a cluster of its own, and all that is old stays out.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::crashes::WRITERS;
 use crate::load::{Load, Told};
 use crate::process::{Cluster, Member, PATIENCE, POLL, Settings, http};
+use crate::rebuilding::chunk;
 
 /// Snapshots often, so that the survivor has one, with a part of the log behind it.
 const SNAPSHOTS: [&str; 2] = ["--snapshot-log-bytes", "64KiB"];
@@ -158,6 +159,57 @@ async fn a_recovery_that_is_killed_again_and_again_ends_in_one_new_cluster() {
     cluster.nodes[2].start();
     cluster.nodes[2].ready().await;
     kept.check_on(&cluster.nodes[2]).await;
+}
+
+/// Drives that lied about what they had written: all logs end before what was acknowledged, each somewhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_all_lost_the_end_of_their_logs_go_on_from_the_one_that_has_most() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let told = written(&cluster.nodes.iter().collect::<Vec<_>>(), 400).await;
+    cluster.converged().await;
+    cluster.nodes.iter_mut().for_each(Member::kill);
+    for (node, bytes) in cluster.nodes.iter().zip([40_000, 10_000, 70_000]) {
+        let file = File::options().write(true).open(chunk(&node.dir)).unwrap();
+        file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
+    }
+    for node in &mut cluster.nodes {
+        let (code, said) = node.refusal().await;
+        assert_eq!((code, said.lines().count()), (Some(4), 1), "{said}");
+        assert!(said.contains("bytes that were on the disk behind it are gone") && said.contains("recover'"), "{said}");
+    }
+
+    let facts: Vec<Value> = cluster.nodes.iter().map(|node| recover(node, &[]).unwrap()).collect();
+    assert!(facts.iter().all(|facts| facts["lost_end_bytes"].as_u64() > Some(0)), "{facts:?}");
+    let most = (0..3).max_by_key(|at| last_log(&facts[*at])).unwrap();
+    let survivor = &cluster.nodes[most];
+    let (code, refused) = recover(survivor, &["--as-new-cluster", "--yes"]).unwrap_err();
+    assert!(code == Some(4) && refused.contains("go on with --accept-lost-end"), "{refused}");
+    assert_eq!(last_log(&recover(survivor, &[]).unwrap()), last_log(&facts[most]));
+    let founded = recover(survivor, &["--as-new-cluster", "--accept-lost-end", "--yes"]).unwrap();
+    let revision = founded["revision_before"].as_u64().unwrap();
+    assert!(Some(revision) <= facts[most]["revision_max"].as_u64(), "{founded}");
+
+    // All that it had up to there is there, once the others have joined with nothing and after another start.
+    let acknowledged = told.acknowledged.into_iter().filter(|(_, at)| *at <= revision).collect();
+    let mut kept = Told { acknowledged, ..Told::default() };
+    assert!(kept.acknowledged.len() > 100, "only {} writes are left", kept.acknowledged.len());
+    cluster.nodes[most].start();
+    cluster.nodes[most].ready().await;
+    kept.check_on(&cluster.nodes[most]).await;
+    for other in (0..3).filter(|other| *other != most) {
+        let mut again = cluster.nodes[other].beside(&format!("again-{other}"));
+        again.initial_cluster = None;
+        again.settings.flags.extend(["--join".to_owned(), cluster.nodes[most].advertised.clone()]);
+        again.start();
+        again.ready().await;
+        cluster.nodes[other] = again;
+    }
+    kept.merge(written(&cluster.nodes.iter().collect::<Vec<_>>(), 100).await);
+    cluster.nodes[most].terminate().await;
+    cluster.nodes[most].start();
+    cluster.ready().await;
+    cluster.converged().await;
+    kept.check(&cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use quorate::backup::{marker, target};
 use quorate::clock;
 use quorate::state::snapshot::{SnapshotMeta, SnapshotReader, inspect};
 use quorate::state::{
-    Applied, Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp, load,
+    Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp, load,
 };
 use quorate::storage::MemoryEngine;
 use quorate::types::{ClusterId, Key, LeaseId, LogIndex, LogPosition, WallTime};
@@ -30,23 +30,23 @@ use crate::load::{Load, Told};
 use crate::process::{Cluster, Member, PATIENCE, POLL, Settings, http};
 
 /// Entries behind the snapshot, of two writes each, and how many lie in one piece.
-const ENTRIES: u64 = 30;
+pub(crate) const ENTRIES: u64 = 30;
 const PIECE: usize = 10;
 
 /// What is left of a cluster: its archive, and the key.
-struct Left {
-    cluster: Cluster,
+pub(crate) struct Left {
+    pub(crate) cluster: Cluster,
     /// What the snapshot has.
-    kept: Told,
+    pub(crate) kept: Told,
     meta: SnapshotMeta,
-    url: String,
-    key: PathBuf,
+    pub(crate) url: String,
+    pub(crate) key: PathBuf,
     /// When each entry behind the snapshot was proposed.
     times: BTreeMap<u64, WallTime>,
 }
 
 /// Three nodes write and are archived; then all their disks are gone.
-async fn lost() -> Left {
+pub(crate) async fn lost() -> Left {
     let mut cluster = Cluster::start(&Settings::default()).await;
     let mut load = Load::start(&cluster.endpoints(), WRITERS);
     load.acknowledged(300).await;
@@ -102,14 +102,7 @@ async fn archive(url: &str, file: &Path, recipients: &Recipients) -> (SnapshotMe
 
 fn loaded(file: &Path, meta: &SnapshotMeta) -> StateMachine {
     let engine = std::sync::Arc::new(MemoryEngine::new());
-    let applied = Applied {
-        position: meta.position,
-        revision: meta.revision,
-        compacted: meta.compacted,
-        membership: meta.membership.clone(),
-        hash: meta.hash,
-    };
-    load(&*engine, &applied, SnapshotReader::open(file).unwrap()).unwrap();
+    load(&*engine, &meta.applied(), SnapshotReader::open(file).unwrap()).unwrap();
     StateMachine::open(engine, StateConfig::default()).unwrap()
 }
 
@@ -122,13 +115,13 @@ fn put(key: &str, proposed_at: WallTime) -> Command {
 
 impl Left {
     /// A node that is restored in the place of the first one: same addresses, nothing else.
-    fn first(&self, dir: &str) -> Member {
+    pub(crate) fn first(&self, dir: &str) -> Member {
         let mut first = self.cluster.nodes[0].beside(dir);
         first.initial_cluster = None;
         first
     }
 
-    fn command(&self, node: &Member, flags: &[&str]) -> Process {
+    pub(crate) fn command(&self, node: &Member, flags: &[&str]) -> Process {
         let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
         command.args(["restore", "--output", "json", "--from", &self.url, "--identity"]).arg(&self.key);
         command.args(["--yes", "--name", "n1", "--peer-addr", &node.peer_addr, "--data-dir"]).arg(&node.dir);
@@ -137,7 +130,7 @@ impl Left {
     }
 
     /// Runs `quorate restore`; what it said on standard output, or its exit code with standard error if it refused.
-    fn restore(&self, node: &Member, flags: &[&str]) -> Result<Value, (Option<i32>, String)> {
+    pub(crate) fn restore(&self, node: &Member, flags: &[&str]) -> Result<Value, (Option<i32>, String)> {
         let output = self.command(node, flags).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
         if output.status.code() != Some(0) {
@@ -162,7 +155,7 @@ impl Left {
 }
 
 /// The value of a key that was archived behind the snapshot, on a node.
-async fn value(node: &Member, entry: u64, which: &str) -> Option<String> {
+pub(crate) async fn value(node: &Member, entry: u64, which: &str) -> Option<String> {
     let answer =
         http().get(node.url(&format!("/v1/kv/archived/{entry}/{which}"))).timeout(PATIENCE).send().await.unwrap();
     if answer.status() == 404 { None } else { Some(answer.text().await.unwrap()) }
@@ -446,4 +439,28 @@ async fn an_archive_that_is_damaged_does_not_hide_the_others() {
         let proofs = repository.list(&Layout::new(damaged).proofs(), None).await.unwrap();
         assert!(proofs.iter().any(|proof| proof.name.contains(kind)), "{proofs:?}");
     }
+}
+
+#[tokio::test]
+async fn an_archive_of_a_newer_program_is_told_as_such_and_nothing_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let repository = target::open(&url, &BTreeMap::new()).unwrap();
+    marker::ensure(&repository).await.unwrap();
+    let cluster = ClusterId::new(7);
+    Catalogue::empty(cluster).append(&repository, "n1", vec![], vec![]).await.unwrap();
+    let data = folder.path().join("data");
+    let newer = |file: &Path, field: &str| {
+        let mut content: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        content[field] = 9.into();
+        fs::write(file, serde_json::to_vec(&content).unwrap()).unwrap();
+        let mut command = Process::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(["restore", "--yes", "--from", &url, "--name", "n1", "--peer-addr", "127.0.0.1:1", "--data-dir"]);
+        let output = command.arg(&data).stdin(Stdio::null()).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && errors.contains("newer program"), "{field}: {errors}");
+        assert!(!data.exists());
+    };
+    newer(&folder.path().join(Layout::new(cluster).manifest(1)), "format");
+    newer(&folder.path().join("quorate-repository.json"), "min_reader");
 }

@@ -15,12 +15,15 @@
  *   sync-delay       ... take longer by as many milliseconds as the file says
  *   sync-holds       ... wait until the file is gone
  *   snapshots-full   writes to snapshot files fail with ENOSPC
+ *   room             writes to any file fail with ENOSPC once the process has written as many bytes as the file says
+ *   ends-behind      the process is killed behind as many calls that are noted as the file says
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +40,8 @@
 static char data[PATH_MAX], control[PATH_MAX];
 static size_t data_length;
 static int trace = -1;
+/* What this process has done so far: calls that were noted, bytes that were asked to be written. */
+static long calls, asked;
 
 __attribute__((constructor)) static void begin(void) {
     char path[PATH_MAX + 8];
@@ -88,6 +93,8 @@ static int path_of(int fd, char *path, unsigned long long *inode) {
     return noted(path);
 }
 
+static long fault(const char *name);
+
 static void note(long long start, const char *what, unsigned long long inode, long long bytes, const char *path,
                  const char *other) {
     char line[2 * PATH_MAX + MARKS_BYTES];
@@ -96,6 +103,8 @@ static void note(long long start, const char *what, unsigned long long inode, lo
                           path, other);
     /* One call, so that lines of several threads never mix. */
     if (length > 0 && (size_t)length < sizeof line) syscall(SYS_write, trace, line, (size_t)length);
+    long last = fault("ends-behind");
+    if (last > 0 && __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST) >= last) kill(getpid(), SIGKILL);
     errno = before;
 }
 
@@ -170,11 +179,15 @@ struct target {
 };
 
 /* Before a write; whether it may be done. */
-static int may_write(struct target *target, int fd) {
+static int may_write(struct target *target, int fd, const struct iovec *pieces, int count) {
     target->noted = path_of(fd, target->path, &target->inode);
     if (!target->noted) return 1;
     target->start = now();
-    if (!in(target->path, "/snapshots") || fault("snapshots-full") < 0) return 1;
+    int full = in(target->path, "/snapshots") && fault("snapshots-full") >= 0;
+    long room = fault("room"), length = 0;
+    for (int at = 0; room >= 0 && at < count; at++) length += (long)pieces[at].iov_len;
+    full |= room >= 0 && __atomic_add_fetch(&asked, length, __ATOMIC_SEQ_CST) > room;
+    if (!full) return 1;
     errno = ENOSPC;
     return 0;
 }
@@ -193,7 +206,7 @@ static void note_write(const struct target *target, const struct iovec *pieces, 
 
 #define WRITE(call, pieces, count)                    \
     struct target target;                             \
-    if (!may_write(&target, fd)) return -1;           \
+    if (!may_write(&target, fd, pieces, count)) return -1; \
     ssize_t written = call;                           \
     note_write(&target, pieces, count, written);      \
     return written;

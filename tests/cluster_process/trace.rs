@@ -28,6 +28,8 @@ pub(crate) struct Event {
     pub(crate) done: Done,
     /// Of writes and syncs.
     pub(crate) inode: u64,
+    /// Of writes.
+    pub(crate) bytes: u64,
     pub(crate) path: PathBuf,
     /// The new name of what was renamed.
     pub(crate) to: PathBuf,
@@ -126,7 +128,7 @@ impl Trace {
 
 fn event(line: &str) -> Event {
     let fields: Vec<&str> = line.split('\t').collect();
-    let [start, end, done, inode, _bytes, path, other] = fields[..] else { panic!("not a line of a trace: {line}") };
+    let [start, end, done, inode, bytes, path, other] = fields[..] else { panic!("not a line of a trace: {line}") };
     let done = match done {
         "create" => Done::Create,
         "write" => Done::Write,
@@ -142,6 +144,7 @@ fn event(line: &str) -> Event {
         end: end.parse().unwrap(),
         done,
         inode: inode.parse().unwrap(),
+        bytes: bytes.parse().unwrap(),
         path: path.into(),
         to: if done == Done::Rename { other.into() } else { PathBuf::new() },
         marks: marks.split(',').filter(|mark| !mark.is_empty()).map(|mark| mark.parse().unwrap()).collect(),

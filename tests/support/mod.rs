@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate::api::ApiConfig;
+use quorate::config::DECLARE;
 use quorate::node::{ArchiveConfig, MemberPolicy, Node, NodeConfig, Origin, Role};
-use quorate::raft::{LogConfig, RaftConfig, Timers};
+use quorate::raft::{Engines, LogConfig, RaftConfig, Timers};
 use quorate::server::{Server, ServerConfig};
 use quorate::state::StateConfig;
 use quorate::types::Member;
@@ -134,6 +135,7 @@ fn run(
         engine_cache_bytes: 16 * 1024 * 1024,
         snapshot_log_bytes: 64 * 1024 * 1024,
         catchup_bytes_per_second: 50 * 1024 * 1024,
+        engines: Engines::default(),
     };
     let (peer_addr, client_url) = (first[name].clone(), url.clone());
     let member = Member { name: name.into(), peer_addr, client_url, ..Member::default() };
@@ -144,7 +146,7 @@ fn run(
         origin,
         policy: MemberPolicy::default(),
         raft,
-        archive: ArchiveConfig::default(),
+        archive: ArchiveConfig { declare: DECLARE, ..ArchiveConfig::default() },
     };
     let config = ServerConfig { node, client_addr: String::new(), peer_addr: String::new(), api };
     let stop = CancellationToken::new();

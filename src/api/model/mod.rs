@@ -14,7 +14,10 @@ mod members;
 mod problem;
 mod txn;
 
-pub use backups::{AlarmInfo, AlarmsReply, BackupInfo, BackupRunReply, BackupsReply, FullInfo, TroubleInfo};
+pub use backups::{
+    AlarmInfo, AlarmsReply, BackupChangeReply, BackupDeclaration, BackupInfo, BackupOrigin, BackupRunReply,
+    BackupsReply, FailedInfo, FullInfo, ProofsInfo, StoreInfo, TroubleInfo,
+};
 pub use cluster::{
     ClusterReply, LeaderInfo, LeaderReply, LeaderRequest, MemberInfo, MemberRole, NodeRole, PeerInfo, PendingChange,
     QuorumInfo, SizesInfo, StatusReply, Timers, ViewSource,

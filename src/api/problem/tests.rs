@@ -77,6 +77,29 @@ fn every_failure() -> Vec<(&'static str, Failure)> {
         ("a question about backups comes before the node is ready", BackupError::NotReady("why".into()).into()),
         ("no place for backups has this name", BackupError::Unknown { name: some(), known: some() }.into()),
         ("nobody can archive there at present", BackupError::Nobody { name: some(), why: some() }.into()),
+        (
+            "a place for backups is declared twice",
+            WriteError::Rejected(Rejection::TargetExists { name: some() }).into(),
+        ),
+        (
+            "a place for backups was changed meanwhile",
+            WriteError::Rejected(Rejection::TargetChanged { name: some() }).into(),
+        ),
+        ("a place for backups is not declared", WriteError::Rejected(Rejection::NoSuchTarget { name: some() }).into()),
+        (
+            "too many places for backups are declared",
+            WriteError::Rejected(Rejection::TooManyTargets { limit: 1 }).into(),
+        ),
+        (
+            "a declaration of a place for backups is too large",
+            WriteError::Rejected(Rejection::TargetTooLarge { limit_bytes: 1 }).into(),
+        ),
+        (
+            "a declaration of a place for backups is malformed, or holds a secret",
+            BackupError::Invalid("why".into()).into(),
+        ),
+        ("a place for backups does not go with the others", BackupError::Conflict("why".into()).into()),
+        ("the store of a place for backups can't be used", BackupError::Unusable("why".into()).into()),
         ("the path is unknown", EdgeError::UnknownEndpoint.into()),
         (
             "the path is known, the method is not",

@@ -4,19 +4,21 @@
 //! only once a manifest says so. Leaves out: which job is due, and the manifests (`worker`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
 use super::ArchiveError;
-use super::bandwidth::Bandwidth;
 use super::source::{LogSource, Reached, SourceError};
+use crate::backup::bandwidth::Bandwidth;
 use crate::backup::log_object::LogObject;
 use crate::backup::manifest::Object;
+use crate::backup::prune::NAME_WITHIN;
 use crate::backup::repository::{Repository, StoreError};
 use crate::backup::settings::TargetSettings;
 use crate::backup::transfer::{store_entries, store_snapshot};
-use crate::clock::Instant;
-use crate::types::{ClusterId, LogPosition};
+use crate::clock::{self, Instant};
+use crate::types::{ClusterId, LogPosition, WallTime};
 
 /// What all jobs need.
 pub(super) struct Work<S> {
@@ -39,10 +41,32 @@ pub(super) struct Shipment {
     pub(super) at: Instant,
 }
 
+/// An object that is stored, and belongs to nothing yet.
+pub(super) struct Stored {
+    pub(super) object: Object,
+    /// By a clock that goes on where this machine sleeps.
+    pub(super) at: WallTime,
+}
+
+impl Stored {
+    fn now(object: Object) -> Self {
+        Self { object, at: clock::wall() }
+    }
+
+    /// Refuses one that whoever prunes may have taken for left over.
+    pub(super) fn check(&self) -> Result<(), ArchiveError> {
+        let ago = Duration::from_millis(clock::wall().get().saturating_sub(self.at.get()));
+        if ago < NAME_WITHIN {
+            return Ok(());
+        }
+        Err(ArchiveError::Late { name: self.object.name.clone(), ago: Duration::from_secs(ago.as_secs()) })
+    }
+}
+
 /// A job that has ended.
 pub(super) enum Done {
     /// Entries are stored, perhaps not all of the shipment.
-    Shipped(Shipment, Object),
+    Shipped(Shipment, Stored),
     /// Entries of a shipment are not in the log any more.
     Gone {
         /// The last entry before them, as the shipment had it.
@@ -51,9 +75,9 @@ pub(super) enum Done {
         purged: LogPosition,
     },
     /// A whole state is stored; nothing if the snapshot holds nothing.
-    Full(Object),
+    Full(Stored),
     /// These objects may be replaced by one; `None` if the log does not have the entries any more.
-    Merged(Vec<String>, Option<Object>),
+    Merged(Vec<String>, Option<Stored>),
     /// It was looked for what must be there: that which is missing, if something is.
     Checked(Option<String>),
 }
@@ -79,7 +103,7 @@ impl<S: LogSource> Work<S> {
             let object = store_entries(repository, cluster, after, entries, state, &settings.recipients).await?;
             // New entries don't wait for a limit: what they take, others do not get.
             work.bandwidth.count(object.bytes);
-            Ok(Done::Shipped(shipment, object))
+            Ok(Done::Shipped(shipment, Stored::now(object)))
         })
     }
 
@@ -95,7 +119,7 @@ impl<S: LogSource> Work<S> {
             };
             let recipients = &work.settings.recipients;
             let object = store_snapshot(&work.repository, &snapshot.path, &snapshot.meta, recipients, pace).await?;
-            Ok(Done::Full(object))
+            Ok(Done::Full(Stored::now(object)))
         })
     }
 
@@ -134,7 +158,7 @@ impl<S: LogSource> Work<S> {
                 let sent = sending.push(entries).await?;
                 work.bandwidth.turn(sent).await;
             }
-            Ok(Done::Merged(names, Some(sending.finish().await?)))
+            Ok(Done::Merged(names, Some(Stored::now(sending.finish().await?))))
         })
     }
 

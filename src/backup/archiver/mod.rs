@@ -8,9 +8,9 @@
 //! happens on threads that may block, and the log is read in pieces. Leaves out: which node is active (`node`), removing
 //! old objects (`prune`).
 
-mod bandwidth;
 mod jobs;
 mod merging;
+mod outcome;
 mod progress;
 mod source;
 #[cfg(test)]
@@ -23,21 +23,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::BackoffBuilder as _;
-use tokio::sync::watch;
 
-pub use progress::{Archived, Desk, EXPOSURE_BUCKETS, Failing, FullStatus, Gap, Sent, Status};
+pub use progress::{Archived, Desk, EXPOSURE_BUCKETS, Failing, FullStatus, Gap, Lost, Sent, Status};
 pub use source::{LogSource, Reached, SourceError, SourceSnapshot};
 
-use self::bandwidth::Bandwidth;
 use self::jobs::Work;
 use self::worker::Worker;
 use super::catalogue::{Catalogue, CatalogueError};
+use super::manifest::Object;
 use super::probe::{self, ProbeError, SKEW_MILLIS_MAX};
 use super::repository::{Repository, StoreError};
 use super::settings::TargetSettings;
 use super::transfer::StoreDataError;
+use crate::backup::bandwidth::Bandwidth;
 use crate::clock;
 use crate::types::ClusterId;
+use crate::{host, watch};
 
 /// Pause before something that failed is tried again, the first time; doubles from time to time, plus chance.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -63,6 +64,14 @@ pub enum ArchiveError {
     /// Something was not stored.
     #[error(transparent)]
     Data(#[from] StoreDataError),
+    /// An object was stored so long ago that it may have been deleted as one that belongs to nothing.
+    #[error("{name} was stored {} ago and is not named yet; what is in it is sent again", humantime::format_duration(*.ago))]
+    Late {
+        /// Which.
+        name: String,
+        /// How long ago.
+        ago: Duration,
+    },
     /// The node can't give what is to be archived.
     #[error("this node can't give what is to be archived: {0}")]
     Source(#[from] SourceError),
@@ -112,7 +121,7 @@ impl<S: LogSource> Archiver<S> {
             // Also by those that only wait, so that they know whether they could.
             self.try_store().await?;
             let mut chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
-            self.compare(&chain)?;
+            self.compare(&chain).await?;
             self.usable(!*at_work);
             loop {
                 let turn = async { active.wait_for(|active| *active).await.is_ok() };
@@ -122,6 +131,7 @@ impl<S: LogSource> Archiver<S> {
                     Err(_) => {
                         self.try_store().await?;
                         chain.refresh(&self.work.repository).await?;
+                        self.compare(&chain).await?;
                         *at_work = false;
                         self.usable(true);
                     }
@@ -129,9 +139,11 @@ impl<S: LogSource> Archiver<S> {
             }
             *at_work = true;
             chain.refresh(&self.work.repository).await?;
+            let absent = self.compare(&chain).await?;
             tracing::info!(backup = self.work.settings.name, "this node archives");
             tokio::select! {
-                stopped = Worker::new(Arc::clone(&self.work), &self.desk, chain).run() => {
+                biased;
+                stopped = Worker::new(Arc::clone(&self.work), &self.desk, chain, absent).run() => {
                     let Err(error): Result<Infallible, _> = stopped;
                     return Err(error);
                 }
@@ -142,15 +154,22 @@ impl<S: LogSource> Archiver<S> {
         }
     }
 
-    /// Refuses, once, an archive that has less than what was told as archived: it was emptied or replaced meanwhile.
-    fn compare(&self, chain: &Catalogue) -> Result<(), ArchiveError> {
+    /// Refuses, once, an archive that has less than what was told as archived: it was emptied or replaced meanwhile. Gives the
+    /// newest whole state if that is not there: the log behind it can't be restored without.
+    async fn compare(&self, chain: &Catalogue) -> Result<Option<Object>, ArchiveError> {
         let told = self.desk.status().borrow().archived.map(|archived| archived.position.index.get());
         let found = chain.objects().map(|object| object.last.index).max();
-        if told <= found {
-            return Ok(());
+        if told > found {
+            let name = format!("what was archived up to entry {}", told.unwrap_or_default());
+            return Err(CatalogueError::Replaced { name }.into());
         }
-        let name = format!("what was archived up to entry {}", told.unwrap_or_default());
-        Err(CatalogueError::Replaced { name }.into())
+        let Some(full) = chain.newest_full() else { return Ok(None) };
+        match self.work.repository.head(&full.name).await {
+            Ok(_) => Ok(None),
+            Err(StoreError::Missing { name }) if told.is_some() => Err(CatalogueError::Replaced { name }.into()),
+            Err(StoreError::Missing { .. }) => Ok(Some(full.clone())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Finds out whether the store can hold an archive, and whether this node may write there.
@@ -170,6 +189,7 @@ impl<S: LogSource> Archiver<S> {
     fn usable(&self, surely: bool) {
         self.desk.tell(|status| {
             status.healthy = true;
+            status.broken = None;
             if surely {
                 status.failing = None;
             }
@@ -178,12 +198,22 @@ impl<S: LogSource> Archiver<S> {
 
     fn failed(&self, error: &ArchiveError) {
         let lost = matches!(error, ArchiveError::Chain(error) if error.is_loss());
+        let broken = matches!(error, ArchiveError::Chain(error) if error.is_unreadable());
         let (backup, error) = (&self.work.settings.name, error.to_string());
         self.desk.tell(|status| {
             status.healthy = false;
             if lost {
+                let upto = status.archived.map(|archived| archived.position.index);
+                // Found again, as long as it is not mended, it is the same loss.
+                if upto.is_some() || status.lost.is_none() {
+                    status.lost = Some(Lost { since: clock::wall(), what: error.clone(), upto });
+                }
                 // Nobody may count on what is not there any more.
                 (status.archived, status.shipped, status.full, status.covered_at) = (None, None, None, None);
+            }
+            if broken {
+                let since = status.broken.take().map_or_else(clock::wall, |broken| broken.since);
+                status.broken = Some(Failing { since, error: error.clone() });
             }
             status.full_under_way = false;
             status.errors += 1;
@@ -196,7 +226,7 @@ impl<S: LogSource> Archiver<S> {
 
 fn pauses() -> backon::ExponentialBackoff {
     let pauses = backon::ExponentialBuilder::new().with_min_delay(PAUSE_MIN).with_max_delay(PAUSE_MAX);
-    pauses.without_max_times().with_jitter().build()
+    pauses.without_max_times().with_jitter().with_jitter_seed(host::random()).build()
 }
 
 impl From<io::Error> for ArchiveError {

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::clock::Instant;
 use crate::types::{LogIndex, LogPosition, Revision, WallTime};
+use crate::watch;
 
 /// Up to where everything is archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,17 @@ pub struct Gap {
     pub since: WallTime,
 }
 
+/// An archive that was emptied, replaced or broken while it was in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// When that was found.
+    pub since: WallTime,
+    /// What was found.
+    pub what: String,
+    /// The last entry that had been archived, as far as this node knew.
+    pub upto: Option<LogIndex>,
+}
+
 /// What was sent since the process started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sent {
@@ -88,12 +100,16 @@ pub struct Status {
     pub object_bytes: u64,
     /// Trouble.
     pub failing: Option<Failing>,
+    /// The chain can't be read as it is stored, so that nothing is archived until somebody has mended it.
+    pub broken: Option<Failing>,
     /// Tries that failed since the process started.
     pub errors: u64,
     /// How often another node had continued the archive first.
     pub overtaken: u64,
     /// The last gap.
     pub gap: Option<Gap>,
+    /// When what was archived before was lost, the last time; an archive that was begun anew since does not bring it back.
+    pub lost: Option<Lost>,
     /// Entries of the log that were sent.
     pub sent_log: Sent,
     /// Entries of the log that were sent again, as fewer objects.
@@ -181,10 +197,11 @@ impl Desk {
         if let Some(exposed) = exposed {
             self.exposure.observe(exposed.as_secs_f64());
         }
-        // Nobody waits for this alone.
+        // That it moved on nobody waits for; that it is known, somebody may.
         self.status.send_if_modified(|status| {
+            let first = status.covered_at.is_none();
             status.covered_at = status.covered_at.max(Some(at));
-            exposed.is_some()
+            first || exposed.is_some()
         });
     }
 }

@@ -1,9 +1,9 @@
-//! The archive of one place while this node is the one that continues it: what is due, and what came of it.
+//! The archive of one place while this node is the one that continues it: what is due.
 //!
 //! Guarantees: entries are archived without a gap, from the first whole state on; where the log does not have them any more
-//! a whole state bridges the gap, and that is told; nothing is told as archived before a manifest in the chain says so; of
-//! two nodes that archive at the same time each finds out at its next manifest and goes on behind the other. Leaves out:
-//! when to begin again after an error (`mod`), and sending (`jobs`).
+//! a whole state bridges the gap, and that is told; nothing is told as archived before a manifest in the chain says so, nor
+//! while the newest whole state is gone, in whose place another one is sent at once, and nothing before it; of two nodes that archive at the same time each finds out at its next manifest and goes on behind the other. Leaves out:
+//! when to begin again after an error (`mod`), sending (`jobs`), and what follows from what was sent (`outcome`).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use futures::stream::FuturesUnordered;
 use tokio::time::MissedTickBehavior;
 
 use super::ArchiveError;
-use super::jobs::{Done, Job, Shipment, Work};
+use super::jobs::{Job, Shipment, Work};
 use super::merging;
-use super::progress::{Archived, Desk, FullStatus, Gap, Sent, Status};
+use super::progress::{Archived, Desk, FullStatus, Lost, Status};
 use super::source::LogSource;
 use crate::backup::catalogue::{Catalogue, CatalogueError};
 use crate::backup::layout::{Kind, Layout, REPOSITORY};
@@ -45,44 +45,45 @@ const MERGE_LOOK_MAX: Duration = Duration::from_secs(30);
 /// After this time, and twice the flush interval, what was proposed is archived, or others have trouble to tell of.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// How often a manifest is tried again that others were first with.
-const APPEND_TRIES: u32 = 16;
-
 /// At work.
 pub(super) struct Worker<'a, S> {
-    work: Arc<Work<S>>,
-    desk: &'a Desk,
-    chain: Catalogue,
+    pub(super) work: Arc<Work<S>>,
+    pub(super) desk: &'a Desk,
+    pub(super) chain: Catalogue,
     /// The last entry that is archived as part of the log: what is sent next follows it.
-    shipped: Option<LogPosition>,
+    pub(super) shipped: Option<LogPosition>,
     /// The revision that is surely archived.
-    archived: Revision,
+    pub(super) archived: Revision,
     /// The newest whole state, and its revision.
-    full: Option<(LogPosition, Revision)>,
+    pub(super) full: Option<(LogPosition, Revision)>,
+    /// The name of the newest whole state in the chain.
+    pub(super) full_name: Option<String>,
+    /// The newest whole state in the chain, where it is not in the store: it counts for nothing.
+    pub(super) absent: Option<Object>,
     /// A whole state must bridge a gap before more of the log is of use.
-    bridging: bool,
-    jobs: FuturesUnordered<Job>,
-    shipping: bool,
-    sending_full: bool,
-    merging: bool,
-    checking: bool,
+    pub(super) bridging: bool,
+    pub(super) jobs: FuturesUnordered<Job>,
+    pub(super) shipping: bool,
+    pub(super) sending_full: bool,
+    pub(super) merging: bool,
+    pub(super) checking: bool,
     flushed_at: Instant,
     flushed_bytes: u64,
-    urgent: bool,
+    pub(super) urgent: bool,
     /// When the next flush that somebody waits for may begin.
     urgent_at: Instant,
-    merge_at: Instant,
+    pub(super) merge_at: Instant,
     check_at: Instant,
     /// The newest manifest at the last check.
-    checked: Option<u64>,
-    full_at: Option<WallTime>,
+    pub(super) checked: Option<u64>,
+    pub(super) full_at: Option<WallTime>,
     /// Everything applied at that time is archived; since this node archives.
-    covered_at: Option<Instant>,
+    pub(super) covered_at: Option<Instant>,
 }
 
 impl<'a, S: LogSource> Worker<'a, S> {
-    /// Begins with the archive as it was just read.
-    pub(super) fn new(work: Arc<Work<S>>, desk: &'a Desk, chain: Catalogue) -> Self {
+    /// Begins with the archive as it was just read, and found to lack its newest whole state if that is `absent`.
+    pub(super) fn new(work: Arc<Work<S>>, desk: &'a Desk, chain: Catalogue, absent: Option<Object>) -> Self {
         let now = clock::now();
         let flushed_bytes = work.source.written_bytes();
         let checked = chain.head().map(|head| head.seq);
@@ -93,6 +94,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
             shipped: None,
             archived: Revision::ZERO,
             full: None,
+            full_name: None,
+            absent,
             bridging: false,
             jobs: FuturesUnordered::new(),
             shipping: false,
@@ -110,8 +113,25 @@ impl<'a, S: LogSource> Worker<'a, S> {
             full_at: None,
             covered_at: None,
         };
+        worker.tell_of_loss();
         worker.look_around();
         worker
+    }
+
+    /// Tells that the newest whole state is gone, unless that is told already.
+    fn tell_of_loss(&self) {
+        let Some(absent) = &self.absent else { return };
+        let what = ArchiveError::from(CatalogueError::Replaced { name: absent.name.clone() }).to_string();
+        tracing::warn!(
+            backup = self.work.settings.name,
+            what,
+            "a whole state is sent in place of the one that is gone"
+        );
+        self.desk.tell(|status| {
+            if status.lost.as_ref().is_none_or(|lost| lost.what != what) {
+                status.lost = Some(Lost { since: clock::wall(), what, upto: None });
+            }
+        });
     }
 
     /// Archives until something fails.
@@ -121,6 +141,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         loop {
             self.begin_what_is_due();
             tokio::select! {
+                biased;
                 Some(done) = self.jobs.next() => self.finish(done?).await?,
                 () = self.desk.nudged() => {}
                 () = tokio::time::sleep_until(self.urgent_at), if self.is_urgent() && self.may_ship() => {}
@@ -130,9 +151,12 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 
     /// Takes from the chain where the archive stands.
-    fn look_around(&mut self) {
+    pub(super) fn look_around(&mut self) {
         let segments = self.chain.segments();
-        let newest = self.chain.fulls().last().and_then(|full| full_status(full));
+        let is_there = |full: &&Object| self.absent.as_ref().is_none_or(|absent| absent.name != full.name);
+        let newest = self.chain.newest_full().filter(is_there);
+        self.full_name = newest.map(|full| full.name.clone());
+        let newest = newest.and_then(full_status);
         let full = newest.map(|full| full.position);
         let log = segments.last().map(|last| LogPosition::from(last.last));
         // Entries between the last piece of the log and the whole state, if there are any, are still wanted: without them
@@ -147,7 +171,8 @@ impl<'a, S: LogSource> Worker<'a, S> {
         self.full_at = newest.map_or(Some(WallTime::ZERO), |full| self.work.settings.full.next_after(full.at));
         let (objects, bytes) = self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
         self.desk.tell(|status| {
-            status.archived = end.map(|position| Archived { position, revision }).max_by_position(status.archived);
+            let told = status.archived.filter(|_| full.is_some());
+            status.archived = end.map(|position| Archived { position, revision }).max_by_position(told);
             status.shipped = self.shipped;
             status.full = newest;
             (status.objects, status.object_bytes) = (objects, bytes);
@@ -189,7 +214,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
     /// What is looked for at a check: the marker of the repository, the newest whole state and the manifest that was
     /// the newest at the check before.
     fn must_be_there(&self) -> Vec<String> {
-        let full = self.chain.fulls().last().map(|full| full.name.clone());
+        let full = self.full_name.clone();
         let manifest = self.checked.map(|seq| Layout::new(self.work.cluster).manifest(seq));
         [Some(REPOSITORY.to_owned()), full, manifest].into_iter().flatten().collect()
     }
@@ -206,7 +231,11 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 
     fn is_full_due(&self) -> bool {
-        let Some((_, newest)) = self.full else { return self.work.source.reached().is_some() };
+        let Some((_, newest)) = self.full else {
+            // One that is older than what is gone would not take its place.
+            let gone = self.absent.as_ref().map_or(0, |absent| absent.last.index);
+            return self.work.source.reached().is_some_and(|reached| reached.position.index.get() >= gone);
+        };
         // The same state again would tell nothing new, and that of a node that lags even less.
         let changed = self.work.source.reached().is_some_and(|reached| reached.state.revision > newest);
         let due = self.full_at.is_some_and(|at| at <= clock::wall());
@@ -246,7 +275,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         }
     }
 
-    fn covered(&mut self, at: Instant, exposed: Option<Duration>) {
+    pub(super) fn covered(&mut self, at: Instant, exposed: Option<Duration>) {
         self.covered_at = Some(at);
         self.desk.covered(at, exposed);
     }
@@ -264,200 +293,7 @@ impl<'a, S: LogSource> Worker<'a, S> {
         }
     }
 
-    async fn finish(&mut self, done: Done) -> Result<(), ArchiveError> {
-        match done {
-            Done::Shipped(shipment, object) => {
-                self.shipping = false;
-                self.shipped_some(shipment, object).await
-            }
-            Done::Gone { after, purged } => {
-                self.shipping = false;
-                if self.shipped == after {
-                    self.gone(purged);
-                } else {
-                    // What another node has archived meanwhile may reach behind them.
-                    self.urgent = true;
-                }
-                Ok(())
-            }
-            Done::Full(object) => {
-                self.sending_full = false;
-                self.add_full(object).await
-            }
-            Done::Merged(names, object) => {
-                self.merging = false;
-                match object {
-                    Some(object) => self.replace(names, object).await,
-                    None => Ok(()),
-                }
-            }
-            Done::Checked(missing) => {
-                self.checking = false;
-                self.checked(missing).await
-            }
-        }
-    }
-
-    /// Sees whether what a check did not find still belongs to the archive.
-    async fn checked(&mut self, missing: Option<String>) -> Result<(), ArchiveError> {
-        if let Some(name) = missing {
-            // Another one may have dropped it from the archive, or pruned the manifest: then it may be gone.
-            self.chain.refresh(&self.work.repository).await?;
-            if name == REPOSITORY || self.chain.object(&name).is_some() {
-                return Err(CatalogueError::Replaced { name }.into());
-            }
-            // As a whole: the chain may be broken where it is not looked at otherwise.
-            self.chain = Catalogue::read(&self.work.repository, self.work.cluster).await?;
-            self.look_around();
-        }
-        self.checked = self.chain.head().map(|head| head.seq);
-        Ok(())
-    }
-
-    async fn shipped_some(&mut self, shipment: Shipment, object: Object) -> Result<(), ArchiveError> {
-        let (sent, last) = (object.clone(), LogPosition::from(object.last));
-        match self.append(vec![object], Vec::new()).await {
-            Err(CatalogueError::Overtaken) => {
-                // The other one may have archived the same entries: what is missing now is sent again from there.
-                self.overtaken();
-                self.urgent = true;
-                return Ok(());
-            }
-            appended => appended?,
-        }
-        self.shipped = Some(last);
-        let complete = last == shipment.upto.position;
-        if complete {
-            self.archived = shipment.upto.state.revision;
-        }
-        self.desk.tell(|status| {
-            count(&mut status.sent_log, &sent);
-            (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + sent.bytes);
-            let known = complete.then_some(shipment.upto.state.revision);
-            let revision = known.or(status.archived.map(|archived| archived.revision)).unwrap_or_default();
-            status.archived = Some(Archived { position: last, revision }).max_by_position(status.archived);
-            status.shipped = Some(last);
-        });
-        self.all_is_well();
-        if complete {
-            let exposed = self.covered_at.map(|before| clock::now().saturating_duration_since(before));
-            self.covered(shipment.at, exposed);
-        } else {
-            self.shipping = true;
-            self.jobs.push(self.work.ship(Shipment { after: Some(last), ..shipment }));
-        }
-        Ok(())
-    }
-
-    /// The log does not have the next entries any more.
-    fn gone(&mut self, purged: LogPosition) {
-        let after = self.shipped.map_or(crate::types::LogIndex::ZERO, |shipped| shipped.index);
-        let bridge = self.full.map(|(full, _)| full).filter(|full| full.index >= purged.index);
-        let since = clock::wall();
-        self.desk.tell(|status| {
-            let since = status.gap.filter(|gap| gap.after == after).map_or(since, |gap| gap.since);
-            status.gap = Some(Gap { after, until: bridge.map(|bridge| bridge.index), since });
-        });
-        let (backup, begins) = (&self.work.settings.name, purged.index.get() + 1);
-        match bridge {
-            Some(bridge) => {
-                tracing::warn!(
-                    backup,
-                    after = after.get(),
-                    until = bridge.index.get(),
-                    "a whole state bridges a gap in the archive"
-                );
-                self.shipped = Some(bridge);
-                self.desk.tell(|status| status.shipped = Some(bridge));
-                self.urgent = true;
-            }
-            None => {
-                tracing::warn!(
-                    backup,
-                    after = after.get(),
-                    begins,
-                    "the log was removed before it was archived; a whole state is sent"
-                );
-                self.bridging = true;
-            }
-        }
-    }
-
-    async fn add_full(&mut self, object: Object) -> Result<(), ArchiveError> {
-        self.append_surely(&object).await?;
-        self.bridging = false;
-        self.urgent = true;
-        self.desk.full_done();
-        let newest = full_status(&object);
-        // One that another node has sent meanwhile may be newer.
-        self.full = self.full.max(newest.map(|full| (full.position, full.revision)));
-        // Behind its own time: the next one must not be due at once where it took long.
-        let made_at = newest.map_or(WallTime::ZERO, |full| full.at).max(clock::wall());
-        self.full_at = self.work.settings.full.next_after(made_at);
-        let (backup, position) = (&self.work.settings.name, object.last.index);
-        tracing::info!(backup, position, bytes = object.bytes, "a whole state is archived");
-        self.shipped = self.shipped.or(Some(object.last.into()));
-        self.archived = self.archived.max(newest.map_or(Revision::ZERO, |full| full.revision));
-        self.desk.tell(|status| {
-            count(&mut status.sent_full, &object);
-            (status.objects, status.object_bytes) = (status.objects + 1, status.object_bytes + object.bytes);
-            status.full_under_way = false;
-            status.full = newest;
-            let revision = newest.map_or(Revision::ZERO, |full| full.revision);
-            status.archived =
-                Some(Archived { position: object.last.into(), revision }).max_by_position(status.archived);
-            status.shipped = self.shipped;
-        });
-        self.all_is_well();
-        Ok(())
-    }
-
-    async fn replace(&mut self, names: Vec<String>, object: Object) -> Result<(), ArchiveError> {
-        for _ in 0..APPEND_TRIES {
-            // Another node may have merged them meanwhile: then this one is of no use.
-            if names.iter().any(|name| self.chain.object(name).is_none()) {
-                return Ok(());
-            }
-            match self.append(vec![object.clone()], names.clone()).await {
-                Err(CatalogueError::Overtaken) => self.overtaken(),
-                appended => {
-                    appended?;
-                    let (objects, bytes) =
-                        self.chain.objects().fold((0, 0), |(count, sum), one| (count + 1, sum + one.bytes));
-                    self.desk.tell(|status| {
-                        count(&mut status.sent_merged, &object);
-                        (status.objects, status.object_bytes) = (objects, bytes);
-                    });
-                    // There may be more than one group.
-                    self.merge_at = clock::now();
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn append_surely(&mut self, object: &Object) -> Result<(), ArchiveError> {
-        for _ in 0..APPEND_TRIES {
-            match self.append(vec![object.clone()], Vec::new()).await {
-                Err(CatalogueError::Overtaken) => self.overtaken(),
-                appended => return Ok(appended?),
-            }
-        }
-        Err(ArchiveError::Chain(CatalogueError::Overtaken))
-    }
-
-    async fn append(&mut self, adds: Vec<Object>, drops: Vec<String>) -> Result<(), CatalogueError> {
-        self.chain.append(&self.work.repository, &self.work.author, adds, drops).await
-    }
-
-    fn overtaken(&mut self) {
-        tracing::debug!(backup = self.work.settings.name, "another node has continued the archive");
-        self.desk.tell(|status| status.overtaken += 1);
-        self.look_around();
-    }
-
-    fn all_is_well(&self) {
+    pub(super) fn all_is_well(&self) {
         let well = |status: &Status| status.healthy && status.failing.is_none();
         if !well(&self.desk.status().borrow()) {
             self.desk.tell(|status| (status.healthy, status.failing) = (true, None));
@@ -466,21 +302,14 @@ impl<'a, S: LogSource> Worker<'a, S> {
     }
 }
 
-fn full_status(full: &Object) -> Option<FullStatus> {
+pub(super) fn full_status(full: &Object) -> Option<FullStatus> {
     let (state, (at, _)) = full.state.zip(full.times)?;
     let (position, revision) = (full.last.into(), Revision::new(state.revision));
     debug_assert_eq!(full.kind, Kind::Full);
     Some(FullStatus { position, revision, at: WallTime::new(at), bytes: full.bytes })
 }
 
-fn count(sent: &mut Sent, object: &Object) {
-    sent.objects += 1;
-    sent.bytes += object.bytes;
-    sent.plain_bytes += object.plain_bytes;
-    sent.last_at = Some(clock::wall());
-}
-
-trait Farther {
+pub(super) trait Farther {
     fn max_by_position(self, other: Self) -> Self;
 }
 

@@ -134,11 +134,67 @@ async fn a_large_object_is_copied_in_parts_and_not_twice() {
     copy(&archive.repository, &to, CLUSTER, None, "test", |_, _| {}).await.unwrap();
     assert_eq!(to.get(&large.name, content.len()).await.unwrap(), content);
     // As if the manifest had not been written: the object is found to be the same.
-    as_it_is(&archive.repository, &to, &large).await.unwrap();
-    let other = Object { sha256: Sha([0; 32]), ..large };
+    let now = clock::wall();
+    assert_eq!(as_it_is(&archive.repository, &to, CLUSTER, &large, now, false).await.unwrap().0, large);
+    let other = Object { sha256: Sha([0; 32]), ..large.clone() };
     assert!(matches!(
-        as_it_is(&archive.repository, &to, &other).await,
+        as_it_is(&archive.repository, &to, CLUSTER, &other, now, false).await,
         Err(CopyError::TargetStore(StoreError::Exists { .. }))
     ));
+    // So long ago that it may be about to be deleted, as left over.
+    let later = WallTime::new(now.get() + 3_600_000);
+    let (anew, _) = as_it_is(&archive.repository, &to, CLUSTER, &large, later, false).await.unwrap();
+    assert!(anew.name != large.name && anew.sha256 == large.sha256);
+    assert_eq!(to.get(&anew.name, content.len()).await.unwrap(), content);
     drop(sample);
+}
+
+#[tokio::test]
+async fn what_was_stored_long_ago_is_not_named_but_stored_once_more() {
+    let (archive, sample) = Archive::filled(Faults::repository().0, Recipients::default()).await;
+    let (to, _) = Faults::repository();
+    probe::probe(&to).await.unwrap();
+    let copier = Copier { from: &archive.repository, to: &to, cluster: CLUSTER, reseal: None, by: "test" };
+    let mut target = Catalogue::read(&to, CLUSTER).await.unwrap();
+    let mut batch = Vec::new();
+    for object in archive.catalogue.objects() {
+        batch.push(copier.store(object, false).await.unwrap());
+    }
+    // While the last one was sent, a prune of the copy has deleted the first, and may delete another.
+    let long_ago = WallTime::new(clock::wall().get() - millis(NAME_WITHIN));
+    (batch[0].at, batch[1].at) = (long_ago, long_ago);
+    let (gone, doubtful) = (batch[0].object.name.clone(), batch[1].object.name.clone());
+    to.delete(&gone).await.unwrap();
+    copier.name(&mut target, &archive.catalogue, batch).await.unwrap();
+    to.delete(&doubtful).await.unwrap();
+    let named = Catalogue::read(&to, CLUSTER).await.unwrap();
+    assert_eq!((named.objects().count(), named.object(&gone), named.object(&doubtful)), (6, None, None));
+    check(&to, &Identities::default(), &sample).await;
+}
+
+#[tokio::test]
+async fn killed_at_any_point_a_copy_restores_what_it_names_and_is_gone_on_with() {
+    let keys = keys();
+    let (archive, sample) = Archive::filled(Faults::repository().0, Recipients::default()).await;
+    for encrypted_anew in [false, true] {
+        let recipients = if encrypted_anew { keys.1.clone() } else { Recipients::default() };
+        let (none, scratch) = (Identities::default(), sample.folder.path());
+        let reseal = Reseal { identities: &none, recipients: &recipients, scratch };
+        let reseal = Some(reseal).filter(|_| encrypted_anew);
+        let (mut killed_after, mut done) = (0, false);
+        while !done {
+            let (to, faults) = Faults::repository();
+            faults.set(Fault::KilledAfter(killed_after));
+            done = copy(&archive.repository, &to, CLUSTER, reseal, "test", |_, _| {}).await.is_ok();
+            faults.clear();
+            let named = Catalogue::read(&to, CLUSTER).await.unwrap();
+            if named.head().is_some() {
+                check(&to, &keys.0, &sample).await;
+            }
+            copy(&archive.repository, &to, CLUSTER, reseal, "test", |_, _| {}).await.unwrap();
+            assert_eq!(check(&to, &keys.0, &sample).await.reached.unwrap().0, sample.entries[69].position);
+            killed_after += 1;
+        }
+        assert!(killed_after > 7, "a marker, six objects and a manifest: {killed_after}");
+    }
 }

@@ -131,9 +131,16 @@ async fn what_can_not_be_restored_is_refused_with_what_can() {
         assert_eq!(error.to_string(), format!("{name} is outside of what can be restored: {told}"));
     }
     let future = Target::Time(WallTime::new(crate::clock::wall().get() + MINUTE));
-    for target in [to_minute(9), future] {
-        assert!(matches!(plan(&catalogue, target), Err(PlanError::Outside { .. })), "{target}");
-    }
+    assert!(matches!(plan(&catalogue, to_minute(9)), Err(PlanError::Outside { .. })));
+    // Of what came behind the last write nothing is known, but when that was.
+    let error = plan(&catalogue, future).unwrap_err();
+    let end = WallTime::new(99 * MINUTE);
+    assert!(matches!(error, PlanError::Beyond { end: at, .. } if at == end), "{error}");
+    assert!(
+        error.to_string().starts_with("the archive ends at 1970-01-01T01:39:00.000Z: nothing in it tells"),
+        "{error}"
+    );
+    assert_eq!(plan(&catalogue, Target::Time(end)).unwrap().index.end(), &99);
     for (target, name) in [(to_index(61), "index 61"), (to_index(89), "index 89"), (to_revision(700), "revision 700")] {
         let error = plan(&catalogue, target).unwrap_err();
         let expected =
@@ -160,7 +167,7 @@ async fn what_is_not_known_begins_behind_the_last_entry_whoever_wrote_the_last_m
     let at = plan(&catalogue, Target::Time(until)).unwrap();
     assert_eq!((read(&at), at.index.clone()), ((10, vec![20]), 10..=20));
     let later = plan(&catalogue, Target::Time(WallTime::new(until.get() + 1)));
-    assert!(matches!(later, Err(PlanError::Outside { .. })), "{later:?}");
+    assert!(matches!(later, Err(PlanError::Beyond { .. })), "{later:?}");
 }
 
 #[tokio::test]

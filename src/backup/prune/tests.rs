@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::backup::catalogue::BASE_EVERY;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::layout::{Kind, REPOSITORY};
 use crate::backup::sample::{Archive, BEGAN, CLUSTER, Sample};
-use crate::backup::seal::Recipients;
+use crate::backup::seal::{Identities, Recipients};
+use crate::backup::transfer::{self, store_entries};
+use crate::backup::verify::{Level, Scope};
 
 const ONLY_NEWEST: Keep =
     Keep { window: Duration::ZERO, hourly: 0, daily: 0, weekly: 0, monthly: 0, object_lock: Duration::ZERO };
@@ -17,7 +20,7 @@ const ALL: Keep = Keep { window: Duration::from_secs(100 * 365 * 24 * 60 * 60), 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 fn how(keep: &Keep) -> How<'_> {
-    How { keep, grace: GRACE, by: "test", dry_run: false }
+    How { keep, grace: GRACE, by: "test", lost: false, dry_run: false }
 }
 
 async fn archive() -> (Archive, Sample, Arc<Faults>) {
@@ -84,6 +87,61 @@ async fn orphans_go_after_a_grace_and_strangers_never() {
     for name in strangers {
         repository.head(name).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_archive_whose_manifests_are_gone_stays_until_it_is_asked_for() {
+    let (mut archive, mut sample, _) = archive().await;
+    let repository = archive.repository.clone();
+    let old = names(&repository).await;
+    for object in repository.list(&Layout::new(CLUSTER).chain(), None).await.unwrap() {
+        repository.delete(&object.name).await.unwrap();
+    }
+    // Before anybody has begun a new one, and once it is there, and once its first manifests and its first whole state are gone.
+    let pruned = run(&repository, CLUSTER, how(&ONLY_NEWEST), in_days(2)).await.unwrap();
+    assert_eq!((pruned.lost.len(), pruned.deleted.len()), (old.len(), 0));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    archive.catalogue = Catalogue::empty(CLUSTER);
+    let first = sample.archive_full(&mut archive).await;
+    let orphan = Layout::new(CLUSTER).full(99, 1, true);
+    repository.create(&orphan, "x".into()).await.unwrap();
+    let pruned = run(&repository, CLUSTER, how(&ONLY_NEWEST), in_days(2)).await.unwrap();
+    assert_eq!(pruned.deleted.iter().map(|object| &object.name).collect::<Vec<_>>(), [&orphan]);
+    while archive.catalogue.head().unwrap().seq < BASE_EVERY {
+        archive.catalogue.append(&repository, "n1", vec![], vec![]).await.unwrap();
+    }
+    sample.grow(10);
+    let newest = sample.archive_full(&mut archive).await;
+    for days in [2, 4] {
+        let pruned = run(&repository, CLUSTER, how(&ONLY_NEWEST), in_days(days)).await.unwrap();
+        assert_eq!(pruned.lost.len(), old.len());
+    }
+    assert!(repository.head(&Layout::new(CLUSTER).manifest(1)).await.is_err());
+    let left = names(&repository).await;
+    assert!(old.iter().all(|name| left.contains(name)), "with its manifests put back it can be restored");
+    assert!(left.len() == old.len() + 1 && left.contains(&newest) && !left.contains(&first), "{left:?}");
+    let asked = How { lost: true, ..how(&ONLY_NEWEST) };
+    assert_eq!(run(&repository, CLUSTER, asked, in_days(0)).await.unwrap().deleted, [], "not within the grace");
+    assert_eq!(run(&repository, CLUSTER, asked, in_days(2)).await.unwrap().deleted.len(), old.len());
+    assert_eq!(names(&repository).await, [newest]);
+}
+
+#[tokio::test]
+async fn what_was_stored_before_the_archive_began_and_belonged_to_it_is_no_lost_archive() {
+    let (repository, _) = Faults::repository();
+    let (mut archive, mut sample) = (Archive::new(repository.clone(), Recipients::default()).await, Sample::new(1, 30));
+    // Two nodes send a first whole state at the same time, and the later one is named first.
+    let (path, meta) = sample.snapshot();
+    let other = transfer::store_snapshot(&repository, &path, &meta, &archive.recipients, async |_| {}).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    sample.archive_full(&mut archive).await;
+    archive.catalogue.append(&repository, "n2", vec![other], vec![]).await.unwrap();
+    sample.grow(10);
+    let newest = sample.archive_full(&mut archive).await;
+    for days in [2, 4] {
+        assert_eq!(run(&repository, CLUSTER, how(&ONLY_NEWEST), in_days(days)).await.unwrap().lost, []);
+    }
+    assert_eq!(names(&repository).await, [newest]);
 }
 
 #[tokio::test]
@@ -159,4 +217,70 @@ async fn many_old_proofs_become_a_hundred_and_the_newest_good_one() {
     assert_eq!(run(repository, CLUSTER, how(&ALL), in_days(0)).await.unwrap().proofs, 49);
     let newest = proof::newest(repository, CLUSTER, ProofKind::Drill, true).await.unwrap().unwrap();
     assert_eq!((newest.at, proof::list(repository, CLUSTER).await.unwrap().len()), (5, 101));
+}
+
+#[tokio::test]
+async fn a_grace_in_which_objects_may_still_be_named_is_refused() {
+    let (archive, _, _) = archive().await;
+    let short = How { grace: NAME_WITHIN - Duration::from_secs(1), ..how(&ALL) };
+    let error = run(&archive.repository, CLUSTER, short, in_days(1)).await.unwrap_err();
+    assert!(matches!(error, PruneError::Grace(_)) && error.to_string().contains("1h"), "{error}");
+    run(&archive.repository, CLUSTER, How { grace: NAME_WITHIN, ..short }, in_days(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn pieces_of_the_log_that_were_replaced_lately_stay_however_old_they_are() {
+    let (mut archive, sample, _) = archive().await;
+    let repository = archive.repository.clone();
+    let pieces: Vec<String> = archive.catalogue.segments().iter().map(|piece| piece.name.clone()).collect();
+    // The clock of the store is the real one: what was stored before looks two days older than what is stored now.
+    let before_merging = clock::wall();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let (previous, entries) = (Some(sample.entries[29].position), sample.entries[30..].to_vec());
+    let merged = store_entries(&repository, CLUSTER, previous, entries, Some(sample.marks[69]), &archive.recipients);
+    archive.catalogue.append(&repository, "n1", vec![merged.await.unwrap()], pieces.clone()).await.unwrap();
+    let a_grace_behind_them = WallTime::new(before_merging.get() + u64::try_from(GRACE.as_millis()).unwrap());
+    let lately = run(&repository, CLUSTER, how(&ALL), a_grace_behind_them).await.unwrap();
+    assert_eq!((lately.deleted.len(), lately.waiting.len()), (0, pieces.len()), "a restore may be reading them");
+    let later = run(&repository, CLUSTER, how(&ALL), in_days(1)).await.unwrap();
+    assert_eq!((later.deleted.len(), later.waiting.len()), (pieces.len(), 0));
+}
+
+/// Whatever is there restores to the newest state.
+async fn check(repository: &Repository, sample: &Sample) {
+    let identities = Identities::default();
+    let scope = Scope { level: Level::Replay, identities: &identities, scratch: sample.folder.path() };
+    let report = verify::verify(repository, CLUSTER, scope, &|_| {}).await.unwrap();
+    assert!(report.passed(), "{:?}", report.findings);
+    assert_eq!(report.reached.unwrap().0, sample.entries[69].position);
+}
+
+#[tokio::test]
+async fn killed_at_any_point_it_leaves_an_archive_that_restores_and_the_next_run_ends_the_work() {
+    let (mut killed_after, mut done) = (0, false);
+    while !done {
+        let (archive, sample, faults) = archive().await;
+        let repository = &archive.repository;
+        for orphan in 1..4 {
+            repository.create(&Layout::new(CLUSTER).full(99, orphan, true), "x".into()).await.unwrap();
+        }
+        // The first run takes out, the second deletes.
+        faults.set(Fault::KilledAfter(killed_after));
+        let mut ran = Ok(Pruned::default());
+        for days in [0, 3] {
+            if ran.is_ok() {
+                ran = run(repository, CLUSTER, how(&ONLY_NEWEST), in_days(days)).await;
+            }
+        }
+        done = ran.is_ok();
+        faults.clear();
+        check(repository, &sample).await;
+        for days in [0, 3] {
+            run(repository, CLUSTER, how(&ONLY_NEWEST), in_days(days)).await.unwrap();
+        }
+        check(repository, &sample).await;
+        assert_eq!(names(repository).await.len(), 1, "killed after {killed_after}");
+        killed_after += 1;
+    }
+    assert!(killed_after > 8, "a note, a manifest and deletions: {killed_after}");
 }

@@ -1,6 +1,7 @@
 //! What is restored from an archive, at any point, is what the cluster had; and what is wrong with an archive is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -34,7 +35,7 @@ async fn stage(
 fn build(staged: &Staged, target: Target) -> Result<(StateMachine, Reached), RebuildError> {
     // So little memory that the engine is used, too.
     let config = StateConfig { overlay_bytes_soft: 2_000, overlay_bytes_hard: 8_000, cache_bytes: 0 };
-    let mut machine = load(Arc::new(MemoryEngine::new()), config, staged.cluster, &staged.snapshot)?;
+    let (mut machine, _) = load(Arc::new(MemoryEngine::new()), config, staged.cluster, &staged.snapshot, None)?;
     let reached = replay(&mut machine, staged.steps(), target, |_| ())?;
     assert_eq!((machine.applied().revision, machine.applied().hash), (reached.revision, reached.hash));
     Ok((machine, reached))
@@ -97,9 +98,11 @@ proptest! {
                 targets.extend([3, 4, 5].map(|at| Target::Time(WallTime::new(times[picks[at].index(times.len())]))));
             }
             for target in targets {
-                // A time before the first snapshot can't be restored; whether it is one, the plan tells by its clock.
+                // A time before the first snapshot can't be restored, or one behind the last command, which a clock that
+                // went back has set earlier than others; whether it is one, the plan tells.
                 let planned = plan::plan(&catalogue, target);
-                if matches!(target, Target::Time(_)) && matches!(planned, Err(PlanError::Outside { .. })) {
+                let is_outside = matches!(planned, Err(PlanError::Outside { .. } | PlanError::Beyond { .. }));
+                if matches!(target, Target::Time(_)) && is_outside {
                     continue;
                 }
                 let (_folder, staged) = stage(&repository, &catalogue, target, &keys).await.unwrap();
@@ -285,6 +288,35 @@ async fn objects_of_another_cluster_are_refused() {
     assert!(error.contains("it is of cluster 171, not 172"), "{error}");
 }
 
+/// As a much newer program would write it: the frame that begins at a byte gets a version far ahead.
+fn newer(file: &std::path::Path, at: usize, magic: [u8; 4]) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let length = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+    let frame = bytes[at..at + length].to_vec();
+    assert_eq!(frame[..4], magic);
+    let frame = crate::codec::framed::seal(magic, 99, &frame[5..length - 4]);
+    bytes.splice(at..at + length, frame);
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn objects_of_a_newer_program_are_told_as_such_and_not_as_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, _, catalogue) = archived(folder.path(), &Recipients::default()).await;
+    for of_log in [true, false] {
+        let (_folder, staged) = stage(&repository, &catalogue, Target::Latest, &Identities::default()).await.unwrap();
+        if of_log {
+            newer(&staged.segments[1].1, 12, *b"QLGH");
+        } else {
+            newer(&staged.snapshot, 16, *b"QSNH");
+        }
+        let error = build(&staged, Target::Latest).map(|(_, reached)| reached).unwrap_err();
+        assert!(error.to_string().contains("newer") && !error.is_damage(), "{error}");
+    }
+    let commands = RebuildError::Commands { index: 1, source: BatchError::Newer(9) };
+    assert!(!commands.is_damage());
+}
+
 #[test]
 fn a_disk_that_can_not_be_read_is_no_damage() {
     let io = || std::io::Error::other("broken");
@@ -306,4 +338,72 @@ async fn numbers_that_no_disk_has_room_for_are_told_and_not_added_up() {
     let stage = Stage::open(&folder.path().join("stage")).unwrap();
     let error = stage.fill(&repository, &plan, &Identities::default(), |_| ()).await.map(drop).unwrap_err();
     assert!(matches!(error, StageError::NoRoom { needed: u64::MAX, plain: u64::MAX, .. }), "{error}");
+}
+
+/// Blanks, in steps as they are read.
+fn blanks(from: u64, count: u64) -> impl Iterator<Item = Result<Step, StageError>> + Send {
+    (from..from + count).map(|index| {
+        let position = LogPosition { index: LogIndex::new(index), ..LogPosition::default() };
+        Ok(Step::Entry(LogEntry { position, content: LogContent::Blank }))
+    })
+}
+
+/// What ends by a panic ends: gives what it said.
+fn panics(does: impl FnOnce() + Send + 'static) -> String {
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || {
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(does)).unwrap_err();
+        ended.send((*panic.downcast_ref::<&str>().unwrap()).to_owned()).unwrap();
+    });
+    end.recv_timeout(Duration::from_secs(30)).expect("it hangs")
+}
+
+#[test]
+fn a_panic_while_entries_are_applied_ends_the_replay() {
+    let said = panics(|| {
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();
+        drop(replay(&mut machine, blanks(1, 1_000), Target::Latest, |_| panic!("on purpose")));
+    });
+    assert_eq!(said, "on purpose");
+}
+
+/// An engine with a bug.
+struct Panics(MemoryEngine);
+
+impl Engine for Panics {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, storage::Error> {
+        self.0.get(key)
+    }
+
+    fn scan(&self, scan: storage::Scan<'_>) -> Result<Vec<(Bytes, Bytes)>, storage::Error> {
+        self.0.scan(scan)
+    }
+
+    fn commit(&self, _batch: storage::Batch) -> Result<(), storage::Error> {
+        panic!("on purpose");
+    }
+
+    fn flush(&self) -> Result<(), storage::Error> {
+        self.0.flush()
+    }
+
+    fn size_on_disk(&self) -> Result<u64, storage::Error> {
+        self.0.size_on_disk()
+    }
+}
+
+#[test]
+fn a_panic_while_what_was_applied_is_moved_to_the_engine_ends_the_replay() {
+    let said = panics(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let one = |at: u8| (1, Txn { success: vec![put(at, 39)], ..Txn::default() });
+        let entries: Vec<Does> = (0..200).map(|at| Does::Commands(vec![one(at)])).collect();
+        let history = History::new(folder.path(), &entries, &[]);
+        let config = StateConfig { overlay_bytes_soft: 500, overlay_bytes_hard: 1_000, cache_bytes: 0 };
+        let mut machine = StateMachine::open(Arc::new(Panics(MemoryEngine::new())), config).unwrap();
+        machine.apply_membership(history.position(0), Bytes::from_static(b"members"));
+        let steps = history.entries[1..].iter().map(|entry| Ok(Step::Entry(entry.clone())));
+        drop(replay(&mut machine, steps, Target::Latest, |_| ()));
+    });
+    assert_eq!(said, "on purpose");
 }

@@ -19,7 +19,7 @@ use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{
     Batch, Command, Compare, CompareOperator, CompareTarget, LogContent, LogEntry, Operation, Principal, StateConfig,
-    StateMachine, Txn, TxnOp,
+    StateMachine, Targets, Txn, TxnOp,
 };
 use crate::storage::MemoryEngine;
 use crate::types::{
@@ -241,6 +241,7 @@ fn full(dir: &Path, machine: &StateMachine, index: u64, now: i64) -> (u64, PathB
         compacted: applied.compacted,
         hash: applied.hash,
         created_at: WallTime::new(now.try_into().unwrap()),
+        targets: Targets::default(),
     };
     let path = dir.join(format!("{index}.snapshot"));
     snapshot::write(&path, &meta, pinned.keys().unwrap(), pinned.records()).unwrap();

@@ -3,4 +3,5 @@
 
 pub(super) mod faults;
 pub(crate) mod history;
+mod refusing;
 pub(super) mod sample;

@@ -19,7 +19,9 @@ use crate::backup::seal::Recipients;
 use crate::backup::segment::StateMark;
 use crate::backup::transfer::{store_entries, store_snapshot};
 use crate::state::snapshot::{self, SnapshotMeta};
-use crate::state::{Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Txn, TxnOp};
+use crate::state::{
+    Batch, Command, LogContent, LogEntry, Operation, Principal, StateConfig, StateMachine, Targets, Txn, TxnOp,
+};
 use crate::storage::MemoryEngine;
 use crate::types::{ClusterId, Key, KeyRange, LeaseId, LogIndex, LogPosition, NodeId, Selector, Term, WallTime};
 
@@ -127,6 +129,7 @@ impl Sample {
             compacted: applied.compacted,
             hash: applied.hash,
             created_at: WallTime::new(BEGAN + self.last() * 1000),
+            targets: Targets::default(),
         };
         let path = self.folder.path().join(format!("{}.snapshot", self.last()));
         snapshot::write(&path, &meta, pinned.keys().unwrap(), pinned.records()).unwrap();

@@ -157,6 +157,28 @@ async fn a_wrong_key_is_told_as_such() {
     }
 }
 
+/// What an object is encrypted to stands in it, too.
+#[tokio::test]
+async fn a_damaged_beginning_is_not_told_as_a_wrong_key() {
+    let (sample, (repository, faults)) = (Sample::new(6, 20), Faults::repository());
+    let (identities, recipients) = &keys()[1];
+    let stored = store_entries(&repository, CLUSTER, None, sample.entries.clone(), None, recipients).await.unwrap();
+    let to = sample.folder.path().join("fetched");
+    let sound = repository.get(&stored.name, 1 << 20).await.unwrap();
+    let mut as_wrong_key = 0;
+    for at in 0..200 {
+        let mut bad = sound.to_vec();
+        bad[at] ^= 1;
+        let opened = OpenReader::new(&bad[..], true, identities).map(drop);
+        as_wrong_key += u32::from(matches!(opened, Err(OpenError::WrongIdentity)));
+        faults.put_raw(&stored.name, bad.into()).await;
+        let error = fetch(&repository, &stored, identities, &to, |_| {}).await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains("damaged") && !told.contains("other public keys"), "byte {at}: {told}");
+    }
+    assert!(as_wrong_key > 50, "age itself tells {as_wrong_key} of them as a wrong key");
+}
+
 #[tokio::test]
 async fn a_disk_that_is_full_or_not_there_is_no_damage() {
     let (sample, (repository, _)) = (Sample::new(6, 20), Faults::repository());

@@ -10,6 +10,10 @@ use super::super::manifest::{Object, Place, State};
 use super::super::probe::SKEW_MILLIS_MAX;
 use super::super::repository::{Listed, Repository, StoreError};
 use super::{Finding, Level, Report, VerifyError};
+use crate::types::WallTime;
+
+/// How often a walk is begun again because a manifest that was listed is gone.
+const WALKS_MAX: usize = 3;
 
 const BROKEN_CHAIN: &str = "what was archived before is not to be believed; restore from another repository if you must, and archive to a \
                             new prefix from now on";
@@ -18,24 +22,22 @@ const LOST: &str = "points that need it can't be restored; take it from a copy o
 const TWO_HISTORIES: &str = "two clusters with one id have archived here; keep all of it, archive to a new prefix from now on, and find out \
                              which one was meant";
 const ORPHANS: &str = "nothing to do: they were left behind or replaced; quorate backup prune removes them";
+const LOST_ARCHIVE: &str = "they are left of an archive whose manifests are gone, or of a first upload that came to nothing. To restore from them \
+                            copy full/ and log/ to another prefix, with chain/ as it was, from older versions in the bucket; to be rid of \
+                            them: quorate backup prune --lost";
 const SKEW: &str = "set the clocks, by NTP for instance; restoring to a time, and what is kept how long, go by them";
 
 /// The catalogue, and whether its chain is whole; `None` if it can't be read at all.
 pub(super) async fn catalogue(repository: &Repository, report: &mut Report) -> Result<Option<Catalogue>, VerifyError> {
-    let mut replaced = Vec::new();
     if report.level >= Level::Chain {
-        let mut manifests = 0;
-        let walked = Catalogue::walk(repository, report.cluster, |before, manifest| {
-            manifests += 1;
-            let twice =
-                manifest.adds.iter().filter(|added| before.object(&added.name).is_some_and(|had| had != *added));
-            replaced.extend(twice.map(|added| {
-                let what = format!("manifest {} says of it something else than one before", manifest.seq);
-                Finding::damage(Some(&added.name), what, BROKEN_CHAIN)
-            }));
-        });
-        let walked = walked.await;
-        (report.manifests, report.findings) = (manifests, replaced);
+        let mut walked = walk(repository, report).await;
+        for _ in 1..WALKS_MAX {
+            if !matches!(walked, Err(CatalogueError::Store(StoreError::Missing { .. }))) {
+                break;
+            }
+            // A superseded one may have been removed since it was listed.
+            walked = walk(repository, report).await;
+        }
         match walked {
             Ok(catalogue) => return Ok(Some(catalogue)),
             Err(error) => report.findings.push(broken(error)?),
@@ -54,6 +56,22 @@ pub(super) async fn catalogue(repository: &Repository, report: &mut Report) -> R
     }
 }
 
+/// Walks over the chain, and notes what it says twice of one object.
+async fn walk(repository: &Repository, report: &mut Report) -> Result<Catalogue, CatalogueError> {
+    let (mut manifests, mut replaced) = (0, Vec::new());
+    let walked = Catalogue::walk(repository, report.cluster, |before, manifest| {
+        manifests += 1;
+        let twice = manifest.adds.iter().filter(|added| before.object(&added.name).is_some_and(|had| had != *added));
+        replaced.extend(twice.map(|added| {
+            let what = format!("manifest {} says of it something else than one before", manifest.seq);
+            Finding::damage(Some(&added.name), what, BROKEN_CHAIN)
+        }));
+    });
+    let walked = walked.await;
+    (report.manifests, report.findings) = (manifests, replaced);
+    walked
+}
+
 /// The finding that an error of the chain is, unless the store is the reason.
 fn broken(error: CatalogueError) -> Result<Finding, StoreError> {
     match error {
@@ -67,7 +85,12 @@ fn broken(error: CatalogueError) -> Result<Finding, StoreError> {
 }
 
 /// Level 1.
-pub(super) fn existence(catalogue: &Catalogue, listed: &BTreeMap<String, Listed>, report: &mut Report) {
+pub(super) fn existence(
+    catalogue: &Catalogue,
+    listed: &BTreeMap<String, Listed>,
+    began: Option<WallTime>,
+    report: &mut Report,
+) {
     for object in catalogue.objects() {
         match listed.get(&object.name) {
             None => report.findings.push(Finding::damage(Some(&object.name), "it is missing", LOST)),
@@ -78,11 +101,17 @@ pub(super) fn existence(catalogue: &Catalogue, listed: &BTreeMap<String, Listed>
             Some(_) => {}
         }
     }
-    report.orphans = listed.values().filter(|found| catalogue.object(&found.name).is_none()).cloned().collect();
-    if !report.orphans.is_empty() {
-        let bytes = report.orphans.iter().fold(0_u64, |sum, orphan| sum.saturating_add(orphan.bytes));
-        let what = format!("{} objects ({bytes} bytes) do not belong to the archive", report.orphans.len());
-        report.findings.push(Finding::note(None, what, ORPHANS));
+    let unnamed = listed.values().filter(|found| catalogue.object(&found.name).is_none()).cloned();
+    (report.lost, report.orphans) = unnamed.partition(|found| began.is_none_or(|began| found.stored_at < began));
+    for (objects, what, advice) in [
+        (&report.orphans, "do not belong to the archive", ORPHANS),
+        (&report.lost, "were stored before this archive began", LOST_ARCHIVE),
+    ] {
+        if !objects.is_empty() {
+            let bytes = objects.iter().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
+            let what = format!("{} objects ({bytes} bytes) {what}", objects.len());
+            report.findings.push(Finding::note(None, what, advice));
+        }
     }
     if catalogue.fulls().is_empty() {
         let what = "there is no snapshot: nothing can be restored";

@@ -8,20 +8,23 @@ use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use backon::{BlockingRetryable as _, ConstantBuilder};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::super::catalogue::Catalogue;
 use super::super::layout::{Kind, is_encrypted};
 use super::super::manifest::Object;
-use super::super::replay::{Replay, ReplayError};
+use super::super::rebuild::{RebuildError, Trial};
 use super::super::repository::{Repository, StoreError};
 use super::super::seal::OpenError;
-use super::super::segment::{SegmentReader, StateMark};
+use super::super::segment::{SegmentError, SegmentReader, StateMark};
 use super::super::transfer::{self, FetchError};
 use super::{Finding, Level, Progress, Report, Run, Scope, VerifyError};
-use crate::state::snapshot::SnapshotReader;
-use crate::state::{LoadError, LogContent, LogEntry};
+use crate::codec::framed::FrameError;
+use crate::state::snapshot::{SnapshotError, SnapshotReader};
+use crate::state::{BatchError, LogContent, LogEntry};
 use crate::types::{ClusterId, LogPosition};
 
 /// So many objects are fetched at a time.
@@ -32,6 +35,10 @@ const DAMAGED: &str = "points that need it can't be restored; take it from a cop
 const KEY: &str = "name the file of the private key whose public key was configured when it was archived: --identity";
 const DIFFERS: &str = "the archive does not lead to the state that the cluster had: keep everything, make a new snapshot now (quorate \
                        backup run NAME), and compare the members' state hashes (quorate doctor)";
+
+/// The pause between two tries to remove a folder in which somebody may still be writing, and how many follow the first.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
+const REMOVALS_MAX: usize = 50;
 
 /// A folder that is removed with all that is in it.
 struct Scratch(PathBuf);
@@ -47,7 +54,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        // A thread of a transfer that was given up may add a file meanwhile.
+        let patience = ConstantBuilder::new().with_delay(REMOVAL_PAUSE).with_max_times(REMOVALS_MAX);
+        if let Err(error) = (|| fs::remove_dir_all(&self.0)).retry(patience).sleep(std::thread::sleep).call() {
             tracing::warn!(folder = %self.0.display(), %error, "a folder of a check can't be removed");
         }
     }
@@ -151,8 +160,7 @@ pub(super) async fn check(
                 report.entries += entries;
                 report.records += records;
             }
-            Err(Broken::Content(why)) => report.findings.push(Finding::damage(Some(&object.name), why, DAMAGED)),
-            Err(Broken::Replay(error)) => return Err(VerifyError::Replay(error)),
+            Err(broken) => report.findings.push(broken.finding(object)?),
         }
     }
     // A key that opens some of it is told of each object that it does not open; one that opens nothing is a wrong one.
@@ -172,8 +180,39 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 enum Broken {
     /// It is not what it should be.
     Content(String),
+    /// Only a newer program reads it.
+    Newer(String),
     /// Replaying it failed here.
-    Replay(ReplayError),
+    Replay(RebuildError),
+}
+
+impl From<SegmentError> for Broken {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::Frame { source: FrameError::Newer { .. }, .. } => Self::Newer(error.to_string()),
+            error => Self::Content(error.to_string()),
+        }
+    }
+}
+
+impl From<SnapshotError> for Broken {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Newer { .. } | SnapshotError::NewerSection { .. } => Self::Newer(error.to_string()),
+            error => Self::Content(error.to_string()),
+        }
+    }
+}
+
+impl Broken {
+    /// What is told of it, where it says something of the archive.
+    fn finding(self, object: &Object) -> Result<Finding, VerifyError> {
+        match self {
+            Self::Content(why) => Ok(Finding::damage(Some(&object.name), why, DAMAGED)),
+            Self::Newer(why) => Err(VerifyError::Newer { name: object.name.clone(), why }),
+            Self::Replay(error) => Err(VerifyError::Replay(error)),
+        }
+    }
 }
 
 /// Reads a file of entries to its end, and shows each; gives their number.
@@ -181,20 +220,23 @@ fn decode_segment(
     path: &Path,
     object: &Object,
     cluster: ClusterId,
-    mut seen: impl FnMut(&LogEntry) -> Result<(), ReplayError>,
+    mut seen: impl FnMut(&LogEntry) -> Result<(), RebuildError>,
 ) -> Result<u64, Broken> {
     let broken = |error: &dyn std::fmt::Display| Broken::Content(error.to_string());
     let file = File::open(path).map_err(|error| broken(&error))?;
-    let mut reader = SegmentReader::new(BufReader::with_capacity(1 << 20, file)).map_err(|error| broken(&error))?;
+    let mut reader = SegmentReader::new(BufReader::with_capacity(1 << 20, file))?;
     if reader.header().cluster != cluster {
         return Err(broken(&format!("it is of cluster {:016x}", reader.header().cluster.get())));
     }
     if reader.header().previous != object.previous.map(Into::into) {
         return Err(broken(&"it begins elsewhere than the manifest says"));
     }
-    while let Some(entry) = reader.next_entry().map_err(|error| broken(&error))? {
+    while let Some(entry) = reader.next_entry()? {
         if let LogContent::Commands(batch) = &entry.content {
-            batch.decode().map_err(|error| broken(&format!("entry {}: {error}", entry.position)))?;
+            batch.decode().map_err(|error| {
+                let why = format!("entry {}: {error}", entry.position);
+                if matches!(error, BatchError::Newer(_)) { Broken::Newer(why) } else { Broken::Content(why) }
+            })?;
         }
         seen(&entry).map_err(Broken::Replay)?;
     }
@@ -208,7 +250,7 @@ fn decode_segment(
 /// Reads a snapshot file to its end; gives the number of records.
 fn decode_full(path: &Path, object: &Object, cluster: ClusterId) -> Result<u64, Broken> {
     let broken = |error: &dyn std::fmt::Display| Broken::Content(error.to_string());
-    let summary = SnapshotReader::open(path).and_then(SnapshotReader::finish).map_err(|error| broken(&error))?;
+    let summary = SnapshotReader::open(path).and_then(SnapshotReader::finish)?;
     let meta = &summary.meta;
     let state = StateMark { revision: meta.revision, hash: meta.hash };
     if meta.cluster_id != cluster {
@@ -237,7 +279,7 @@ async fn replay(
     });
     let marks: Marks = known.collect();
     let mut fetched = stream::iter(objects).map(|object| fetcher.fetch(object)).buffered(FETCHES_AT_ONCE);
-    let mut player = Player { replay: None, marks, compared: 0, reached: None, findings: Vec::new(), stopped: false };
+    let mut player = Player { trial: None, marks, compared: 0, reached: None, findings: Vec::new(), stopped: false };
     let (folder, cluster) = (fetcher.scratch.0.join(format!("{:020}-engine", run.full.last.index)), report.cluster);
     while let Some(Fetched { object, file }) = fetched.try_next().await? {
         let file = match file {
@@ -257,11 +299,10 @@ async fn replay(
                 report.entries += entries;
                 report.records += records;
             }
-            Err(Broken::Content(why)) => {
-                player.findings.push(Finding::damage(Some(&object.name), why, DAMAGED));
+            Err(broken) => {
+                player.findings.push(broken.finding(object)?);
                 player.stopped = true;
             }
-            Err(Broken::Replay(error)) => return Err(VerifyError::Replay(error)),
         }
     }
     report.compared += player.compared;
@@ -275,7 +316,7 @@ async fn replay(
 
 /// A replay, and what came of it.
 struct Player {
-    replay: Option<Replay>,
+    trial: Option<Trial>,
     marks: Marks,
     compared: u64,
     /// The last state that was as it should be.
@@ -305,49 +346,44 @@ impl Player {
 
     fn load(&mut self, file: &LocalFile, object: &Object, cluster: ClusterId, folder: &Path) -> Result<u64, Broken> {
         let records = decode_full(&file.0, object, cluster)?;
-        match Replay::load(folder, &file.0) {
-            Ok((replay, _)) => {
-                self.replay = Some(replay);
+        match Trial::load(folder, cluster, &file.0) {
+            Ok(trial) => {
+                self.trial = Some(trial);
                 self.compare(object.last.index);
                 Ok(records)
             }
-            Err(error @ ReplayError::Load(LoadError::Engine(_))) => Err(Broken::Replay(error)),
-            Err(ReplayError::Load(error)) => Err(Broken::Content(error.to_string())),
+            Err(error) if error.is_damage() => Err(Broken::Content(error.to_string())),
             Err(error) => Err(Broken::Replay(error)),
         }
     }
 
-    fn apply(&mut self, entry: &LogEntry) -> Result<(), ReplayError> {
+    fn apply(&mut self, entry: &LogEntry) -> Result<(), RebuildError> {
         if self.stopped {
             return Ok(());
         }
-        let Some(replay) = &mut self.replay else { return Ok(()) };
-        match replay.apply(entry) {
+        let Some(trial) = &mut self.trial else { return Ok(()) };
+        match trial.apply(entry) {
             Ok(true) => self.compare(entry.position.index.get()),
             Ok(false) => {}
-            Err(error @ ReplayError::Engine(_)) => return Err(error),
-            Err(error) => {
+            Err(error) if error.is_damage() => {
                 self.findings.push(Finding::damage(None, error.to_string(), DIFFERS));
                 self.stopped = true;
             }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
     /// Compares the state with what was noted of it, if anything was.
     fn compare(&mut self, index: u64) {
-        let (Some(replay), Some((expected, name))) = (&self.replay, self.marks.get(&index)) else { return };
-        let found = replay.mark();
+        let (Some(trial), Some((expected, name))) = (&mut self.trial, self.marks.get(&index)) else { return };
         self.compared += 1;
-        if found == *expected {
-            self.reached = replay.position().map(|position| (position, found));
-        } else {
-            let what = format!(
-                "behind entry {index} the replayed state has hash {:032x} at revision {}, the cluster had {:032x} at {}",
-                found.hash, found.revision, expected.hash, expected.revision
-            );
-            self.findings.push(Finding::damage(Some(name), what, DIFFERS));
-            self.stopped = true;
+        match trial.compare(*expected) {
+            Ok(position) => self.reached = Some((position, *expected)),
+            Err(error) => {
+                self.findings.push(Finding::damage(Some(name), error.to_string(), DIFFERS));
+                self.stopped = true;
+            }
         }
     }
 }

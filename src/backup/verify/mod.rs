@@ -3,7 +3,7 @@
 //! | level | what it does | what it reads |
 //! |---|---|---|
 //! | 1 | every object that belongs to the archive is there, with its length | newest manifests, listings |
-//! | 2 | the chain of manifests is whole, and all it says fits together | all manifests |
+//! | 2 | the chain of manifests is whole, and all it says fits together | manifests from the oldest list of all on, 8192 at most |
 //! | 3 | every object is fetched, has its SHA-256, opens, and decodes to what the manifest says | everything |
 //! | 4 | snapshots and log are replayed in an engine of their own; the state has the hash that the cluster noted | everything |
 //!
@@ -25,7 +25,7 @@ use super::layout::{self, Kind, Layout, is_encrypted};
 use super::manifest::Object;
 use super::marker::{self, MarkerError};
 use super::proof::{Proof, ProofKind};
-use super::replay::ReplayError;
+use super::rebuild::RebuildError;
 use super::repository::{Listed, Repository, StoreError};
 use super::seal::Identities;
 use super::segment::StateMark;
@@ -155,6 +155,8 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// Objects that belong to nothing; pruning removes them.
     pub orphans: Vec<Listed>,
+    /// Objects that were stored before the archive began: of another one, whose manifests are gone. Pruning leaves them.
+    pub lost: Vec<Listed>,
     /// Entries that were decoded, from level 3 on.
     pub entries: u64,
     /// Records of snapshots that were decoded, from level 3 on.
@@ -205,6 +207,7 @@ impl Report {
             bytes: 0,
             runs: Vec::new(),
             orphans: Vec::new(),
+            lost: Vec::new(),
             entries: 0,
             records: 0,
             compared: 0,
@@ -240,6 +243,14 @@ pub enum VerifyError {
          the file of the key that was configured when it was archived (--identity FILE)"
     )]
     WrongIdentity,
+    /// An object was written by a newer program.
+    #[error("{name}: {why}; check it with the program that archived, or a newer one")]
+    Newer {
+        /// Which.
+        name: String,
+        /// What is newer.
+        why: String,
+    },
     /// The local disk does not do.
     #[error("can't use {} for the check: {source}", .path.display())]
     Scratch {
@@ -251,7 +262,7 @@ pub enum VerifyError {
     },
     /// The engine of the replay does not do.
     #[error("the replay stopped: {0}")]
-    Replay(#[source] ReplayError),
+    Replay(#[source] RebuildError),
 }
 
 /// Checks the archive of a cluster. `progress` hears of the bytes that are fetched, from level 3 on.
@@ -273,7 +284,7 @@ pub async fn verify(
     report.bytes = catalogue.objects().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
     report.runs = runs(&catalogue);
     let listed = listed(repository, cluster).await?;
-    chain::existence(&catalogue, &listed, &mut report);
+    chain::existence(&catalogue, &listed, catalogue.began(repository).await?, &mut report);
     chain::clock(repository, &catalogue, &mut report).await?;
     if scope.level >= Level::Chain {
         chain::consistency(&catalogue, &mut report);

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::manifest::{Manifest, Sha, State};
 use crate::backup::sample::{Archive, CLUSTER, Sample};
 use crate::backup::seal::Recipients;
 use crate::backup::transfer::store_entries;
+use crate::codec::framed;
 
 const LEVELS: [Level; 4] = [Level::Exist, Level::Chain, Level::Content, Level::Replay];
 
@@ -131,6 +134,36 @@ async fn a_chain_that_was_changed_is_found_though_its_end_can_be_read() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_is_missing_in_front_of_a_list_of_all_is_found_at_level_2() {
+    let mut setup = setup(false).await;
+    for _ in 0..crate::backup::catalogue::BASE_EVERY {
+        setup.archive.catalogue.append(&setup.archive.repository, "n1", vec![], vec![]).await.unwrap();
+    }
+    let name = Layout::new(CLUSTER).manifest(100);
+    setup.archive.repository.delete(&name).await.unwrap();
+    setup.found_from(Level::Chain, "manifest 100 is missing").await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_archive_whose_manifests_are_gone_is_told_as_that() {
+    let mut setup = setup(false).await;
+    let repository = setup.archive.repository.clone();
+    for object in repository.list(&Layout::new(CLUSTER).chain(), None).await.unwrap() {
+        repository.delete(&object.name).await.unwrap();
+    }
+    let report = setup.check(Level::Exist).await.unwrap();
+    assert_eq!((report.lost.len(), report.orphans.len()), (6, 0), "without any manifest all is");
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    setup.archive.catalogue = Catalogue::empty(CLUSTER);
+    setup.sample.archive_full(&mut setup.archive).await;
+    repository.create(&Layout::new(CLUSTER).full(99, 1, false), "x".into()).await.unwrap();
+    let report = setup.check(Level::Chain).await.unwrap();
+    assert_eq!((report.lost.len(), report.orphans.len()), (6, 1));
+    let text: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(report.passed() && text[1].contains("6 objects") && text[1].contains("--lost"), "{text:?}");
+}
+
+#[tokio::test]
 async fn a_list_of_all_that_differs_from_what_was_added_is_found_at_level_2() {
     let mut setup = setup(false).await;
     let catalogue = &mut setup.archive.catalogue;
@@ -144,6 +177,7 @@ async fn a_list_of_all_that_differs_from_what_was_added_is_found_at_level_2() {
         previous: Some(head.sha256),
         written_at: crate::clock::wall().get(),
         written_by: "n1".into(),
+        began: None,
         adds: vec![],
         drops: vec![],
         base: Some(base),
@@ -198,7 +232,7 @@ async fn a_state_that_replay_does_not_lead_to_is_found_at_level_4() {
     let wrong = wrong.await.unwrap();
     archive.catalogue.append(&archive.repository, "n1", vec![wrong], vec![]).await.unwrap();
     let setup = Setup { archive, sample, faults, identities: Identities::default() };
-    setup.found_from(Level::Replay, "the cluster had 00000000000000000000000000000063").await;
+    setup.found_from(Level::Replay, "but was 00000000000000000000000000000063 at").await;
     let reached = setup.check(Level::Replay).await.unwrap().reached.unwrap();
     assert_eq!(reached.0.index.get(), 29, "the last state that was right");
 }
@@ -245,6 +279,33 @@ async fn what_could_not_be_checked_is_an_error_and_not_damage() {
 }
 
 #[tokio::test]
+async fn what_a_newer_program_wrote_is_an_error_and_not_damage() {
+    for (kind, magic) in [(Kind::Log, *b"QLGH"), (Kind::Full, *b"QSNH")] {
+        let mut setup = setup(false).await;
+        let object = setup.object(kind, 0);
+        let sealed = setup.archive.repository.get(&object.name, 1 << 20).await.unwrap();
+        let mut plain = zstd::decode_all(&sealed[..]).unwrap();
+        let at = plain.windows(4).position(|bytes| bytes == magic).unwrap();
+        // The frame ends where its checksum is that of all before it.
+        let end = (at + 5..plain.len() - 4)
+            .find(|end| crc32c::crc32c(&plain[at..*end]).to_le_bytes() == plain[*end..*end + 4])
+            .unwrap();
+        let newer = framed::seal(magic, 99, &plain[at + 5..end]);
+        plain[at..end + 4].copy_from_slice(&newer);
+        let sealed = zstd::encode_all(&plain[..], 1).unwrap();
+        let sha256 = Sha(Sha256::digest(&sealed).into());
+        setup.faults.put_raw(&object.name, sealed.clone().into()).await;
+        setup.say(Object { bytes: sealed.len() as u64, sha256, ..object.clone() }).await;
+        assert!(setup.check(Level::Chain).await.unwrap().passed());
+        for level in [Level::Content, Level::Replay] {
+            let error = setup.check(level).await.unwrap_err();
+            assert!(matches!(&error, VerifyError::Newer { name, .. } if *name == object.name), "{error}");
+            assert!(error.to_string().contains("version 99"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_key_does_not_open_is_found_where_it_opens_the_rest() {
     let mut setup = setup(true).await;
     setup.sample.grow(10);
@@ -274,6 +335,7 @@ async fn orphans_and_a_clock_that_differs_are_told_but_no_damage() {
         previous: Some(head.sha256),
         written_at: head.written_at - 10 * SKEW,
         written_by: "n3".into(),
+        began: None,
         adds: vec![],
         drops: vec![],
         base: None,

@@ -12,28 +12,29 @@ use bytes::Bytes;
 use rand::Rng as _;
 use serde_json::json;
 
+use super::check::CheckArgs;
+use super::room;
 use crate::api::ApiConfig;
 use crate::backup::catalogue::Catalogue;
 use crate::backup::layout::cluster_name;
-use crate::backup::plan::{self, Plan, Target};
-use crate::backup::proof::{self, Proof, ProofKind};
+use crate::backup::plan::{self, Plan, Target, Window};
+use crate::backup::proof::{Proof, ProofKind};
 use crate::backup::rebuild::Reached;
 use crate::backup::repository::Repository;
 use crate::backup::seal::Identities;
 use crate::backup::segment::StateMark;
-use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
+use crate::cli::archive;
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact};
 use crate::cli::failure::Exit;
-use crate::cli::interrupt::interruptible;
 use crate::cli::restore::{PointArgs, fetch, restore_failure};
-use crate::cli::restore_prefix::scratch;
-use crate::cli::{Failure, failure, recover};
+use crate::cli::{Failure, recover};
 use crate::client::{Client, ListOptions, ReadOptions, WriteOptions};
 use crate::clock::{self, Instant};
-use crate::config::Span;
-use crate::node::{ArchiveConfig, Emptied, MemberPolicy, NodeConfig, Origin, Restorable, Restored};
-use crate::raft::{LogConfig, RaftConfig, Raise, Timers};
+use crate::node::{
+    ArchiveConfig, BuildMemory, DrillOrder, Emptied, MemberPolicy, NodeConfig, Origin, Restorable, Restored,
+};
+use crate::raft::{Engines, LogConfig, RaftConfig, Raise, Timers};
 use crate::server::{Server, ServerConfig};
 use crate::state::StateConfig;
 use crate::types::{ClusterId, Key, KeyRange, LogIndex, Member, WallTime};
@@ -64,26 +65,13 @@ const NAME: &str = "drill";
 #[command(after_help = "Example, on a machine that is no member, every week:\n  \
     quorate backup drill s3://bucket/prefix --identity key.txt --every 7d")]
 pub(in crate::cli) struct Drill {
-    /// The repository: s3://, az://, gs://, file:///
-    #[arg(value_name = "URL")]
-    repository: String,
+    #[command(flatten)]
+    check: CheckArgs,
     #[command(flatten)]
     point: PointArgs,
-    #[command(flatten)]
-    cluster: ClusterArg,
-    #[command(flatten)]
-    keys: KeyArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Where it takes place; the system's temporary directory if not given
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-    /// Do it again and again, this long after the last; a failure is told and does not end it
-    #[arg(long, value_name = "DURATION")]
-    every: Option<Span>,
-    /// Leave no proof in the repository
-    #[arg(long)]
-    no_proof: bool,
+    /// The node that has started this, and says more on standard input; it gets all the room and all the time that it wants
+    #[arg(long, value_name = "NAME", hide = true)]
+    by_node: Option<String>,
 }
 
 /// What came of it.
@@ -101,31 +89,36 @@ struct Times {
 }
 
 impl Drill {
-    pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        interruptible(super::again_and_again(self.every, async || self.once(global).await)).await
+    pub(super) async fn run(mut self, global: &Global) -> Result<(), Failure> {
+        if self.by_node.is_some() {
+            let order = DrillOrder::read(std::io::stdin().lock()).map_err(Failure::usage)?;
+            room::give_way(order.parent)?;
+            self.check.obey(order);
+        }
+        self.check.run(async || self.once(global).await).await
     }
 
     async fn once(&self, global: &Global) -> Result<(), Failure> {
-        let repository = self.store.open(&self.repository)?;
-        let cluster = archive::cluster(&repository, &self.cluster).await?;
+        let (repository, cluster) = self.check.open().await?;
         let (begun_at, begun) = (clock::wall(), clock::now());
         let catalogue = match archive::read(&repository, cluster).await {
             Ok(catalogue) => catalogue,
             Err(error) => {
-                self.keep(&repository, cluster, failed(&error, "reading the manifests", begun_at)).await;
+                let proof = self.failed(&error, "reading the manifests", begun_at);
+                self.keep(&repository, cluster, proof).await;
                 return Err(error);
             }
         };
         let target = match self.point.target() {
-            Target::Latest => any_point(&catalogue)?,
+            Target::Latest => any_point(&catalogue),
             given => given,
         };
         let plan = plan::plan(&catalogue, target).map_err(|error| archive::plan_failure(&error))?;
-        let identities = self.keys.for_plan(&plan)?;
+        let identities = self.check.keys.for_plan(&plan)?;
         let drilled = self.drill(&repository, &plan, &identities).await;
         let proof = match &drilled {
-            Ok(told) => Some(proof_of(&plan, told, begun_at)),
-            Err(error) => failed(error, &format!("restoring {}", plan.target), begun_at),
+            Ok(told) => Some(self.proof_of(&plan, told, begun_at)),
+            Err(error) => self.failed(error, &format!("restoring {}", plan.target), begun_at),
         };
         let manifest = catalogue.head().map(|head| head.seq);
         self.keep(&repository, cluster, proof.map(|proof| Proof { manifest, ..proof })).await;
@@ -134,17 +127,45 @@ impl Drill {
         facts::tell(global, told)
     }
 
-    /// Keeps a proof beside the archive, if there is one and it is wanted.
+    /// Keeps a proof beside the archive, if there is one.
     async fn keep(&self, repository: &Repository, cluster: ClusterId, proof: Option<Proof>) {
-        if let Some(proof) = proof.filter(|_| !self.no_proof)
-            && let Err(error) = proof::write(repository, cluster, &proof).await
-        {
-            failure::note(&format!("the proof could not be kept: {error}"));
+        if let Some(proof) = proof {
+            self.check.keep(repository, cluster, &proof).await;
         }
     }
 
+    /// Who it was.
+    fn author(&self) -> &str {
+        self.by_node.as_deref().unwrap_or(AUTHOR)
+    }
+
+    /// What is kept of a drill that failed: nothing if it says nothing about the archive, but about this machine or the store.
+    fn failed(&self, error: &Failure, doing: &str, begun_at: WallTime) -> Option<Proof> {
+        matches!(error, Failure::Line(Exit::Integrity, _)).then(|| Proof {
+            findings: vec![format!("{doing}: {error}")],
+            ..Proof::new(ProofKind::Drill, self.author(), false, begun_at, clock::wall())
+        })
+    }
+
+    /// What is kept beside the archive of a drill that went well.
+    fn proof_of(&self, plan: &Plan, drilled: &Drilled, begun_at: WallTime) -> Proof {
+        let Reached { position, revision, hash, .. } = drilled.reached;
+        let figures = drilled.told.iter().filter_map(|(name, value)| Some(((*name).to_owned(), value.as_u64()?)));
+        let mut proof = Proof {
+            reached: Some(position.into()),
+            state: Some(StateMark { revision, hash }.into()),
+            figures: figures.collect(),
+            ..Proof::new(ProofKind::Drill, self.author(), true, begun_at, clock::wall())
+        };
+        proof.figures.insert("plain_bytes".to_owned(), plan.plain_bytes());
+        proof
+    }
+
     async fn drill(&self, repository: &Repository, plan: &Plan, identities: &Identities) -> Result<Drilled, Failure> {
-        let folder = scratch(self.scratch.as_ref())?;
+        let folder = self.check.scratch()?;
+        let by_node = self.by_node.is_some();
+        room::check(folder.path(), plan, by_node)?;
+        let memory = if by_node { BuildMemory::SPARING } else { BuildMemory::AMPLE };
         let data_dir = folder.path().join("data");
         let Restorable::Empty(emptied) = Emptied::open(&data_dir).map_err(recover::failure)? else {
             return Err(Failure::usage("the folder to work in is in use"));
@@ -154,10 +175,10 @@ impl Drill {
         let fetch = begun.elapsed();
         let member = Member { name: NAME.to_owned(), peer_addr: "127.0.0.1:1".to_owned(), ..Member::default() };
         let raise = Raise::To(plan.revision_unseen(clock::wall()));
-        let restored =
-            emptied.restore(staged, plan.target, member.clone(), raise, |_| {}).await.map_err(restore_failure)?;
+        let restored = emptied.restore_within(memory, staged, plan.target, member.clone(), raise, |_| {}).await;
+        let restored = restored.map_err(restore_failure)?;
         let build = begun.elapsed() - fetch;
-        let server = Server::open(config(data_dir, member)).await;
+        let server = Server::open(config(data_dir, member, by_node)).await;
         let server =
             server.map_err(|error| Failure::unavailable(format!("what was restored can't be started: {error}")))?;
         let asked = ask(&server, &restored).await;
@@ -169,60 +190,43 @@ impl Drill {
     }
 }
 
-/// What is kept of a drill that failed: nothing if it says nothing about the archive, but about this machine or the store.
-fn failed(error: &Failure, doing: &str, begun_at: WallTime) -> Option<Proof> {
-    matches!(error, Failure::Line(Exit::Integrity, _)).then(|| Proof {
-        findings: vec![format!("{doing}: {error}")],
-        ..Proof::new(ProofKind::Drill, AUTHOR, false, begun_at, clock::wall())
-    })
-}
-
-/// What is kept beside the archive of a drill that went well.
-fn proof_of(plan: &Plan, drilled: &Drilled, begun_at: WallTime) -> Proof {
-    let Reached { position, revision, hash, .. } = drilled.reached;
-    let figures = drilled.told.iter().filter_map(|(name, value)| Some(((*name).to_owned(), value.as_u64()?)));
-    let mut proof = Proof {
-        reached: Some(position.into()),
-        state: Some(StateMark { revision, hash }.into()),
-        figures: figures.collect(),
-        ..Proof::new(ProofKind::Drill, AUTHOR, true, begun_at, clock::wall())
-    };
-    proof.figures.insert("plain_bytes".to_owned(), plan.plain_bytes());
-    proof
-}
-
 /// A point of the archive, drawn by chance: each entry that can be restored is as likely.
-fn any_point(catalogue: &Catalogue) -> Result<Target, Failure> {
+fn any_point(catalogue: &Catalogue) -> Target {
     let windows = plan::windows(catalogue);
-    let sizes = windows.iter().map(|window| window.to.index.get() - window.from.index.get() + 1);
-    let mut drawn = match sizes.sum::<u64>() {
-        0 => {
-            return plan::plan(catalogue, Target::Latest)
-                .map(|_| Target::Latest)
-                .map_err(|error| archive::plan_failure(&error));
-        }
+    // The numbers of manifests are anybody's, so they need not fit.
+    let size = |window: &Window| window.to.index.get().saturating_sub(window.from.index.get()).saturating_add(1);
+    let mut drawn = match windows.iter().map(size).fold(0, u64::saturating_add) {
+        // Then the plan tells why.
+        0 => 0,
         all => rand::rng().random_range(0..all),
     };
-    for window in windows {
-        let size = window.to.index.get() - window.from.index.get() + 1;
-        if drawn < size {
-            return Ok(Target::Index(LogIndex::new(window.from.index.get() + drawn)));
+    for window in &windows {
+        if drawn < size(window) {
+            return Target::Index(LogIndex::new(window.from.index.get() + drawn));
         }
-        drawn -= size;
+        drawn -= size(window);
     }
-    Ok(Target::Latest)
+    Target::Latest
 }
 
-/// A member as `serve` would run it, on any free ports of loopback.
-fn config(data_dir: PathBuf, member: Member) -> ServerConfig {
+/// A member as `serve` would run it, on any free ports of loopback; `sparing` of memory beside a node.
+fn config(data_dir: PathBuf, member: Member, sparing: bool) -> ServerConfig {
+    const MIB: usize = 1024 * 1024;
+    let (engine_cache_bytes, state, log) = match sparing {
+        true => {
+            (32 * MIB, StateConfig::new(32 * MIB, 8 * MIB), LogConfig { cache_bytes: 8 << 20, ..LogConfig::default() })
+        }
+        false => (128 * MIB, StateConfig::default(), LogConfig::default()),
+    };
     let raft = RaftConfig {
         data_dir: data_dir.clone(),
         timers: Timers::default(),
-        log: LogConfig::default(),
-        state: StateConfig::default(),
-        engine_cache_bytes: 128 * 1024 * 1024,
+        log,
+        state,
+        engine_cache_bytes,
         snapshot_log_bytes: u64::MAX,
         catchup_bytes_per_second: u64::MAX,
+        engines: Engines::Sled,
     };
     let (origin, policy, archive) = (Origin::Directory, MemberPolicy::default(), ArchiveConfig::default());
     let node = NodeConfig { data_dir, member, origin, policy, archive, raft };

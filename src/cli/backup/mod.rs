@@ -4,8 +4,11 @@
 //! Guarantees: what works on an archive needs no cluster; what only looks changes nothing. Leaves out: making archives,
 //! which the nodes do, and bringing them back (`restore`).
 
+mod check;
+mod declare;
 mod drill;
 mod keys;
+mod room;
 mod show;
 mod standing;
 mod upkeep;
@@ -13,12 +16,12 @@ mod verify;
 
 use super::Failure;
 use super::connect::Global;
-use crate::config::Span;
 
 /// Off-site archives: how they stand; look, prove, keep in order
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "Example:\n  \
     quorate backup status\n  \
+    quorate backup add main s3://bucket/prefix --recipient age1… full='0 3 * * *'\n  \
     quorate backup run main --wait\n  \
     quorate backup list s3://bucket/prefix\n  \
     quorate backup drill s3://bucket/prefix --identity key.txt\n\n\
@@ -26,6 +29,9 @@ use crate::config::Span;
 pub(super) enum BackupCommand {
     Status(standing::Status),
     Run(standing::Run),
+    Add(Box<declare::Add>),
+    Set(declare::Set),
+    Remove(declare::Remove),
     List(show::List),
     Show(show::Show),
     Verify(Box<verify::Verify>),
@@ -41,6 +47,9 @@ impl BackupCommand {
         match self {
             Self::Status(status) => status.run(global).await,
             Self::Run(run) => run.run(global).await,
+            Self::Add(add) => add.run(global).await,
+            Self::Set(set) => set.run(global).await,
+            Self::Remove(remove) => remove.run(global).await,
             Self::List(list) => list.run(global).await,
             Self::Show(show) => show.run(global).await,
             Self::Verify(verify) => verify.run(global).await,
@@ -49,19 +58,5 @@ impl BackupCommand {
             Self::Copy(copy) => copy.run(global).await,
             Self::Keys(keys) => keys.run(global).await,
         }
-    }
-}
-
-/// Does something once, or again and again with a pause between; then a failure is told and does not end it.
-async fn again_and_again(every: Option<Span>, once: impl AsyncFn() -> Result<(), Failure>) -> Result<(), Failure> {
-    let Some(Span(pause)) = every else { return once().await };
-    if pause.is_zero() {
-        return Err(Failure::usage("--every is 0s; it must be longer"));
-    }
-    loop {
-        if let Err(error) = once().await {
-            error.report();
-        }
-        tokio::time::sleep(pause).await;
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::api::model::BackupInfo;
+use crate::api::model::{BackupInfo, TroubleInfo};
 use crate::cli::Failure;
 use crate::cli::cluster::{heading, known};
 use crate::cli::connect::Global;
@@ -20,7 +20,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Show how the off-site copies of the cluster stand
 ///
-/// How far each archive reaches, what would be lost if all nodes were lost now (RPO), which node archives, and why one fails.
+/// How far each archive reaches, what would be lost if all nodes were lost now (RPO), which node archives, when the archive was
+/// verified and drilled last, and why something fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  quorate backup status")]
 pub(in crate::cli) struct Status {}
@@ -47,16 +48,26 @@ impl Status {
         match out.format {
             Format::Json => out.json(&backups)?,
             Format::Text if backups.backups.is_empty() => {
-                out.line("no place for backups is configured: add a [[backup]] to the configuration of the nodes")?;
+                out.line("there is no place for backups: 'quorate backup add' declares one, or add a [[backup]] to the configuration of the nodes")?;
             }
             Format::Text => {
-                let columns = ["NAME", "STORE", "ARCHIVES", "RPO", "REVISION", "LAST FULL", "OBJECTS", "BYTES"];
+                let columns = [
+                    "NAME",
+                    "STORE",
+                    "ARCHIVES",
+                    "RPO",
+                    "REVISION",
+                    "LAST FULL",
+                    "VERIFIED",
+                    "DRILLED",
+                    "HELD",
+                    "OBJECTS",
+                    "BYTES",
+                ];
                 let rows = std::iter::once(heading(&columns)).chain(backups.backups.iter().map(row));
                 out.table(&rows.collect::<Vec<_>>())?;
-                for (backup, trouble) in
-                    backups.backups.iter().flat_map(|backup| backup.troubles.iter().map(move |one| (backup, one)))
-                {
-                    out.line(&format!("{}: node {} fails: {}", backup.name, trouble.node, trouble.error))?;
+                for line in backups.backups.iter().flat_map(remarks) {
+                    out.line(&line)?;
                 }
             }
         }
@@ -68,12 +79,35 @@ impl Status {
     }
 }
 
+/// What is not as it should be with a place.
+fn remarks(backup: &BackupInfo) -> Vec<String> {
+    let name = &backup.name;
+    let mut remarks: Vec<String> = backup.idle.iter().map(|why| format!("{name}: {why}")).collect();
+    let fails = |trouble: &TroubleInfo| format!("{name}: node {} fails: {}", trouble.node, trouble.error);
+    remarks.extend(backup.troubles.iter().map(fails));
+    if let Some(proofs) = &backup.proofs {
+        let failed = proofs.failed.iter();
+        remarks.extend(failed.map(|failed| format!("{name}: the archive did not pass a check: {}", failed.finding)));
+        let drill = proofs.drill_error.iter();
+        remarks.extend(drill.map(|error| format!("{name}: a drill could not be made: {error}")));
+    }
+    remarks
+}
+
 fn row(backup: &BackupInfo) -> Vec<String> {
     let span = |ms: u64| humantime::format_duration(Duration::from_millis(ms)).to_string();
-    let full = backup.full.map(|full| {
-        let age = clock::wall().get().saturating_sub(full.time_unix_ms) / 1_000;
+    let ago = |at: u64| {
+        let age = clock::wall().get().saturating_sub(at) / 1_000;
         format!("{} ago", humantime::format_duration(Duration::from_secs(age)))
-    });
+    };
+    // A check of that kind that failed later than the last that passed counts.
+    let proofs = backup.proofs.as_ref();
+    let proven = |kind: &str, at: Option<u64>| match (at, proofs.and_then(|proofs| proofs.failed.as_ref())) {
+        (at, Some(failed)) if at < Some(failed.time_unix_ms) && failed.finding.starts_with(kind) => "FAILED".to_owned(),
+        (None, _) if proofs.is_some() => "never".to_owned(),
+        (at, _) => known(at.map(ago)),
+    };
+    let full = backup.full.map(|full| ago(full.time_unix_ms));
     let store = if backup.encrypted { backup.url.clone() } else { format!("{} (NOT encrypted)", backup.url) };
     vec![
         backup.name.clone(),
@@ -82,6 +116,9 @@ fn row(backup: &BackupInfo) -> Vec<String> {
         known(backup.rpo_ms.map(span)),
         known(backup.archived_revision),
         known(full),
+        proven("verify", proofs.and_then(|proofs| proofs.verified_unix_ms)),
+        proven("drill", proofs.and_then(|proofs| proofs.drilled_unix_ms)),
+        known(backup.held_entries),
         backup.objects.to_string(),
         backup.bytes.to_string(),
     ]

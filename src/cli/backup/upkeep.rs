@@ -15,6 +15,7 @@ use crate::backup::repository::Repository;
 use crate::backup::retention::{Keep, Reason};
 use crate::backup::seal::Recipients;
 use crate::backup::transfer::StoreDataError;
+use crate::backup::trim::TrimError;
 use crate::cli::Failure;
 use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
 use crate::cli::connect::Global;
@@ -32,8 +33,9 @@ const COPIER: &str = "quorate backup copy";
 /// Take out of an archive what its retention does not keep
 ///
 /// First the manifests forget it; it is deleted by a later run, once the grace is over, as are objects that belong to
-/// nothing. Never the newest state that can be restored, nor what is younger than an object lock. Needs the right to delete,
-/// which nodes don't.
+/// nothing. Never the newest state that can be restored, nor what is younger than an object lock. Needs the right to delete.
+/// Nodes that have it do the same by themselves, where [backup.keep] in their configuration says what is kept, and remove
+/// superseded manifests in any case.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  quorate backup prune s3://bucket/prefix --window 14d --dry-run")]
 pub(in crate::cli) struct Prune {
@@ -58,9 +60,14 @@ pub(in crate::cli) struct Prune {
     /// Nothing younger is taken away: what the store would refuse
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     object_lock: Span,
-    /// How long what was taken out stays before it is deleted
+    /// How long what was taken out, or never belonged to it, stays before it is deleted: 1h at least, and longer than the
+    /// slowest upload of a full backup
     #[arg(long, value_name = "DURATION", default_value_t = Span(prune::GRACE))]
     grace: Span,
+    /// Also delete what was stored before this archive began: what is left of another one, whose manifests are gone, and can be
+    /// restored if they are put back
+    #[arg(long)]
+    lost: bool,
     /// Only tell what would happen
     #[arg(long)]
     dry_run: bool,
@@ -82,8 +89,18 @@ impl Prune {
             monthly: self.monthly,
             object_lock: self.object_lock.0,
         };
-        let how = How { keep: &keep, grace: self.grace.0, by: PRUNER, dry_run: self.dry_run };
-        let pruned = prune::run(&repository, cluster, how, clock::wall()).await;
+        let how = How { keep: &keep, grace: self.grace.0, by: PRUNER, lost: self.lost, dry_run: self.dry_run };
+        if how.grace < prune::NAME_WITHIN {
+            return Err(prune_failure(&repository, &PruneError::Grace(how.grace)));
+        }
+        let now = match self.dry_run {
+            true => clock::wall(),
+            false => {
+                let begun = prune::begin(&repository, cluster, PRUNER).await;
+                begun.map_err(|error| archive::store(&repository, &error))?
+            }
+        };
+        let pruned = prune::run(&repository, cluster, how, now).await;
         let pruned = pruned.map_err(|error| prune_failure(&repository, &error))?;
         tell(global, &pruned, self.dry_run)
     }
@@ -94,7 +111,10 @@ fn prune_failure(repository: &Repository, error: &PruneError) -> Failure {
         PruneError::Store(error) => archive::store(repository, error),
         PruneError::Marker(error) => archive::marker_failure(repository, error),
         PruneError::Catalogue(error) => archive::catalogue_failure(repository, "", error),
+        PruneError::Trim(TrimError::Chain(error)) => archive::catalogue_failure(repository, "", error),
+        PruneError::Trim(TrimError::Refused { source, .. }) => archive::store(repository, source),
         PruneError::Incomplete { .. } => Failure::integrity(error.to_string()),
+        PruneError::Grace(_) => Failure::usage(error.to_string()),
     }
 }
 
@@ -116,6 +136,7 @@ fn tell(global: &Global, pruned: &Pruned, dry_run: bool) -> Result<(), Failure> 
                 "taken_out": pruned.plan.drops.iter().map(|object| &object.name).collect::<Vec<_>>(),
                 "deleted": names(&pruned.deleted),
                 "waiting": names(&pruned.waiting),
+                "lost": names(&pruned.lost),
                 "manifests_deleted": pruned.manifests,
                 "proofs_deleted": pruned.proofs,
             }))?;
@@ -140,6 +161,14 @@ fn tell(global: &Global, pruned: &Pruned, dry_run: bool) -> Result<(), Failure> 
                 pruned.waiting.len(),
                 size(bytes(&pruned.waiting)),
             ))?;
+            if !pruned.lost.is_empty() {
+                out.line(&format!(
+                    "{} ({}) were stored before this archive began, and stay: what is left of another one, whose manifests are \
+                     gone; --lost removes them",
+                    pruned.lost.len(),
+                    size(bytes(&pruned.lost)),
+                ))?;
+            }
         }
     }
     out.finish()

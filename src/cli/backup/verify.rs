@@ -3,25 +3,20 @@
 //! Guarantees: nothing of the archive is changed but that the proof is added; damage is exit code 4, after all of it was
 //! told. Leaves out: a start of what was restored (`backup drill`).
 
-use std::path::PathBuf;
-
 use serde_json::{Value, json};
 
+use super::check::CheckArgs;
 use crate::backup::layout::{cluster_name, is_encrypted};
-use crate::backup::proof;
 use crate::backup::repository::Repository;
 use crate::backup::seal::Identities;
 use crate::backup::verify::{self, Level, Report, Scope, Severity, VerifyError};
-use crate::cli::archive::{self, ClusterArg, KeyArgs, StoreArgs};
+use crate::cli::Failure;
+use crate::cli::archive;
 use crate::cli::connect::Global;
 use crate::cli::facts::{self, Fact, size};
 use crate::cli::failure::Exit;
-use crate::cli::interrupt::interruptible;
 use crate::cli::output::Format;
-use crate::cli::restore_prefix::scratch;
-use crate::cli::{Failure, failure};
 use crate::clock;
-use crate::config::Span;
 use crate::types::ClusterId;
 
 /// Who it was, in the proof.
@@ -29,63 +24,41 @@ const AUTHOR: &str = "quorate backup verify";
 
 /// Check an archive: what is there, the chain, the content, and the state that it gives
 ///
-/// Level 1: all objects are there, with their lengths. 2: the chain of manifests is whole, and the log has no gap that it
-/// does not know of. 3: everything is fetched, decrypted and decoded. 4: everything is applied, and the state compared
+/// Level 1: all objects are there, with their lengths. 2: the chain of manifests is whole, as far back as is
+/// needed, and the log has no gap that it does not know of. 3: everything is fetched, decrypted and decoded. 4: everything is applied, and the state compared
 /// with the hashes that the cluster left. What was found is kept in the repository as a proof.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     quorate backup verify s3://bucket/prefix --level 2\n  \
     quorate backup verify s3://bucket/prefix --identity key.txt --every 24h")]
 pub(in crate::cli) struct Verify {
-    /// The repository: s3://, az://, gs://, file:///
-    #[arg(value_name = "URL")]
-    repository: String,
+    #[command(flatten)]
+    check: CheckArgs,
     /// How deep, 1 to 4; 4 if nothing is encrypted or a private key is given, otherwise 2
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=4))]
     level: Option<u8>,
-    #[command(flatten)]
-    cluster: ClusterArg,
-    #[command(flatten)]
-    keys: KeyArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Where what is read lies meanwhile; the system's temporary directory if not given
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-    /// Do it again and again, this long after the last; a failure is told and does not end it
-    #[arg(long, value_name = "DURATION")]
-    every: Option<Span>,
-    /// Leave no proof in the repository
-    #[arg(long)]
-    no_proof: bool,
 }
 
 impl Verify {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Failure> {
-        interruptible(super::again_and_again(self.every, async || self.once(global).await)).await
+        self.check.run(async || self.once(global).await).await
     }
 
     async fn once(&self, global: &Global) -> Result<(), Failure> {
-        let repository = self.store.open(&self.repository)?;
-        let cluster = archive::cluster(&repository, &self.cluster).await?;
+        let (repository, cluster) = self.check.open().await?;
         let catalogue = match archive::read(&repository, cluster).await {
             Ok(catalogue) => Some(catalogue),
             // A chain that can't be read is a finding of its own, with advice.
             Err(Failure::Line(Exit::Integrity, _)) => None,
             Err(error) => return Err(error),
         };
-        let identities = self.keys.identities()?;
+        let identities = self.check.keys.identities()?;
         let sealed = catalogue.is_some_and(|found| found.objects().any(|object| is_encrypted(&object.name)));
         let deepest = if sealed && identities.is_empty() { Level::Chain } else { Level::Replay };
         let level = self.level.and_then(Level::of).unwrap_or(deepest);
         let began = clock::wall();
-        let report = self.check(&repository, cluster, level, &identities).await?;
-        if !self.no_proof {
-            let kept = proof::write(&repository, cluster, &report.proof(AUTHOR, began, clock::wall())).await;
-            if let Err(error) = kept {
-                failure::note(&format!("the proof could not be kept: {error}"));
-            }
-        }
+        let report = self.report(&repository, cluster, level, &identities).await?;
+        self.check.keep(&repository, cluster, &report.proof(AUTHOR, began, clock::wall())).await;
         tell(global, &report)?;
         if report.passed() {
             Ok(())
@@ -94,14 +67,14 @@ impl Verify {
         }
     }
 
-    async fn check(
+    async fn report(
         &self,
         repository: &Repository,
         cluster: ClusterId,
         level: Level,
         identities: &Identities,
     ) -> Result<Report, Failure> {
-        let folder = scratch(self.scratch.as_ref())?;
+        let folder = self.check.scratch()?;
         let bar = archive::bytes_bar("checking", 0);
         let scope = Scope { level, identities, scratch: folder.path() };
         let seen = |progress: verify::Progress| {
@@ -121,6 +94,7 @@ fn verify_failure(repository: &Repository, error: &VerifyError) -> Failure {
         VerifyError::NoArchive { .. }
         | VerifyError::NoIdentity
         | VerifyError::WrongIdentity
+        | VerifyError::Newer { .. }
         | VerifyError::Scratch { .. }
         | VerifyError::Replay(_) => Failure::usage(error.to_string()),
     }
@@ -141,6 +115,7 @@ fn facts_of(report: &Report) -> Vec<Fact> {
         ("revision", json!(report.reached.map(|(_, mark)| mark.revision.get()))),
         ("state_hash", json!(report.reached.map(|(_, mark)| format!("{:032x}", mark.hash)))),
         ("orphans", json!(report.orphans.len())),
+        ("lost", json!(report.lost.len())),
     ]
 }
 

@@ -15,8 +15,10 @@ use tokio::time::MissedTickBehavior;
 
 use super::news::{Answer, What};
 use super::{Archiving, GONE_AFTER};
+use crate::backup::archiver::Status;
 use crate::clock::{self, Instant};
 use crate::types::{NodeId, Revision};
+use crate::watch;
 
 /// How often a node tells how it stands.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -32,7 +34,8 @@ pub(super) async fn run(archiving: Archiving) {
     let shared = &archiving.0;
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut desks: Vec<_> = shared.places.iter().map(|place| place.desk.status()).collect();
+    let (mut targets, mut places) = (shared.raft.targets(), shared.places.subscribe());
+    let mut desks = desks_of(&archiving);
     let mut told: Vec<_> = vec![Revision::ZERO; desks.len()];
     let mut under_way = FuturesUnordered::new();
     let mut busy = BTreeSet::new();
@@ -41,10 +44,22 @@ pub(super) async fn run(archiving: Archiving) {
     loop {
         let asks: bool;
         tokio::select! {
+            biased;
             _ = ticks.tick() => {
-                asks = !shared.places.is_empty();
+                asks = !desks.is_empty();
             }
             () = shared.telling.notified() => asks = true,
+            Ok(()) = targets.changed() => {
+                targets.borrow_and_update();
+                archiving.adopt();
+                asks = true;
+            }
+            Ok(()) = places.changed() => {
+                places.borrow_and_update();
+                desks = desks_of(&archiving);
+                told = vec![Revision::ZERO; desks.len()];
+                asks = true;
+            }
             () = news_of(&mut desks) => {
                 let archived: Vec<_> = desks.iter_mut().map(|desk| {
                     desk.borrow_and_update().archived.map_or(Revision::ZERO, |archived| archived.revision)
@@ -99,8 +114,13 @@ fn settle(archiving: &Archiving, began: Instant) {
     }
 }
 
+/// What the archivers of this node tell.
+fn desks_of(archiving: &Archiving) -> Vec<watch::Receiver<Status>> {
+    archiving.list().iter().map(|place| place.desk.status()).collect()
+}
+
 /// Returns once one of them has something to tell; never without one.
-async fn news_of(desks: &mut [tokio::sync::watch::Receiver<crate::backup::archiver::Status>]) {
+async fn news_of(desks: &mut [watch::Receiver<Status>]) {
     if desks.is_empty() {
         return std::future::pending().await;
     }

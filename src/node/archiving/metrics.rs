@@ -17,7 +17,7 @@ use super::Archiving;
 use super::place::Place;
 use crate::backup::archiver::{EXPOSURE_BUCKETS, Sent, Status};
 use crate::clock;
-use crate::types::WallTime;
+use crate::types::{LogIndex, WallTime};
 
 /// Reads the figures at each scrape.
 pub(super) struct ArchiveCollector(pub(super) Archiving);
@@ -83,6 +83,15 @@ const GAUGES: &[Gauge] = &[
         "Time since a point of the archive was last restored, started and read from",
         |_, place, _| place.health.borrow().as_ref().and_then(|health| health.drilled).map(seconds_since),
     ),
+    (
+        "backup_held_entries",
+        "Entries of the log of this node that are kept until they are archived",
+        |archiving, place, _| {
+            let applied = archiving.0.raft.applied().borrow().position.map_or(0, |position| position.index.get());
+            let needed = archiving.needed(place).map_or(0, LogIndex::get);
+            place.settings.log.then(|| applied.saturating_sub(needed) as f64)
+        },
+    ),
     ("backup_objects", "Objects in the archive", |_, _, status| status.archived.map(|_| status.objects as f64)),
     ("backup_object_bytes", "Length of all objects in the archive", |_, _, status| {
         status.archived.map(|_| status.object_bytes as f64)
@@ -104,7 +113,8 @@ const COUNTERS: &[Counter] = &[
 
 impl Collector for ArchiveCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let places: Vec<_> = self.0.0.places.iter().map(|place| (place, place.status())).collect();
+        let list = self.0.list();
+        let places: Vec<_> = list.iter().map(|place| (place, place.status())).collect();
         for (name, help, value) in GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0_f64).metric_type())?;
             for (place, status) in &places {

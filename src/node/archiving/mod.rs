@@ -1,6 +1,7 @@
 //! Off-site copies as this node's part of them: which node archives, what others know of it, and waiting for it.
 //!
-//! Every node with a place for backups in its configuration could archive to it. They tell each other how they stand, once a
+//! Every node with a place for backups in its configuration could archive to it, and every node to those that are declared to
+//! the cluster. They tell each other how they stand, once a
 //! second and whenever something is archived, and each sees by itself who is to do it (`choice`). The work is done by
 //! `backup::archiver`, on a thread of its own (`thread`).
 //!
@@ -9,6 +10,8 @@
 
 mod alarms;
 mod choice;
+mod declared;
+mod drilling;
 mod gossip;
 mod metrics;
 mod news;
@@ -25,26 +28,32 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::alarms::Board;
-use self::choice::Candidate;
+use self::choice::{Candidate, Need};
+use self::declared::Idle;
+pub use self::declared::{BackupChange, BackupChangeOptions, BackupChanged, BackupOrigin, Declare, Tried};
+pub use self::drilling::DrillOrder;
 use self::metrics::{ArchiveCollector, Exposure};
 pub(super) use self::news::ARCHIVE;
-pub use self::news::{Alarm, Archived, Full, Trouble};
+pub use self::news::{Alarm, Archived, Full, Proofs, Trouble};
 use self::news::{Answer, Message, News, PlaceNews, What};
 pub use self::offsite::OffsiteRule;
 use self::place::Place;
 use self::thread::Author;
 use super::Node;
+use super::request::WriteError;
 use crate::backup::settings::TargetSettings;
+use crate::backup::target::Stores;
 use crate::clock::{self, Instant};
-use crate::raft::{RaftNode, Timers};
+use crate::raft::{Forgetful, RaftNode, Timers};
 use crate::telemetry::Metrics;
 use crate::transport::{Channel, Transport};
 use crate::types::{ClusterId, LogIndex, NodeId, Revision};
+use crate::watch;
 
 /// A node that was not heard from for so long is gone.
 const GONE_AFTER: Duration = Duration::from_secs(3);
@@ -56,6 +65,10 @@ pub struct ArchiveConfig {
     pub places: Vec<TargetSettings>,
     /// Which writes wait until they are off-site.
     pub offsite: OffsiteRule,
+    /// Reads what is declared to the cluster.
+    pub declare: Declare,
+    /// How stores are reached.
+    pub stores: Stores,
 }
 
 /// Off-site copies of one node: a cheap handle.
@@ -67,7 +80,17 @@ struct Shared {
     raft: RaftNode,
     transport: Arc<dyn Transport>,
     timers: Timers,
-    places: Vec<Arc<Place>>,
+    /// Those of the configuration.
+    configured: Vec<Arc<Place>>,
+    /// These and those that were declared.
+    places: watch::Sender<Arc<Vec<Arc<Place>>>>,
+    /// What was declared, but is no place for this node.
+    idle: Mutex<BTreeMap<String, Idle>>,
+    /// Held while the list is made anew.
+    adopting: Mutex<()>,
+    declare: Declare,
+    stores: Stores,
+    exposure: Exposure,
     offsite: OffsiteRule,
     heard: Mutex<BTreeMap<NodeId, Heard>>,
     /// Changes with all that is heard, and with what this node archives.
@@ -114,10 +137,22 @@ pub struct PlaceStatus {
     pub objects: (u64, u64),
     /// Why candidates fail, if some do.
     pub troubles: Vec<(NodeId, Trouble)>,
+    /// Where it comes from.
+    pub origin: BackupOrigin,
+    /// What is declared, as JSON; `None` where it stands in the configuration.
+    pub declared: Option<String>,
+    /// Why nobody archives there at all.
+    pub idle: Option<String>,
+    /// What the proofs beside the archive tell, as far as they were read.
+    pub proofs: Option<Proofs>,
+    /// Tries to archive that failed, on the nodes that told, since each began.
+    pub errors: u64,
+    /// Entries of the log that the node that archives keeps until they are archived; `None` where the log is not archived.
+    pub held_entries: Option<u64>,
 }
 
-/// Why a whole state will not be sent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why what was asked of backups is not done.
+#[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// This node is not ready.
     #[error("this node is not ready: {0}")]
@@ -138,6 +173,18 @@ pub enum BackupError {
         /// What is known of the reason.
         why: String,
     },
+    /// What is declared is malformed, or not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// It does not go with what there is.
+    #[error("{0}")]
+    Conflict(String),
+    /// The store can't be used, as this node finds.
+    #[error("{0}; nothing was changed. With force it is declared all the same, and tried again and again")]
+    Unusable(String),
+    /// The change was not carried out, or it is not known whether it was.
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 impl Archiving {
@@ -151,17 +198,19 @@ impl Archiving {
     ) -> Self {
         let exposure = metrics.register(Exposure::register);
         let place = |settings: &TargetSettings| Place::new(settings.clone(), exposure.of(&settings.name));
-        let places: Vec<_> = config.places.iter().map(|settings| Arc::new(place(settings))).collect();
-        if !places.iter().any(|place| place.settings.log) {
-            // Where the log is archived it is kept as a whole until it is known how far it was.
-            raft.keep_log_behind(None);
-        }
+        let configured: Vec<_> = config.places.iter().map(|settings| Arc::new(place(settings))).collect();
         let archiving = Self(Arc::new(Shared {
             cluster,
             raft,
             transport,
             timers,
-            places,
+            places: watch::Sender::new(Arc::new(configured.clone())),
+            configured,
+            idle: Mutex::default(),
+            adopting: Mutex::default(),
+            declare: config.declare.clone(),
+            stores: config.stores.clone(),
+            exposure,
             offsite: config.offsite.clone(),
             heard: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -170,6 +219,11 @@ impl Archiving {
             board: Mutex::default(),
             settled: AtomicBool::new(false),
         }));
+        archiving.adopt();
+        if !archiving.list().iter().any(|place| place.settings.log) {
+            // Where the log is archived it is kept as a whole until it is known how far it was.
+            archiving.0.raft.keep_log_behind(None);
+        }
         let collector = ArchiveCollector(archiving.clone());
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
         archiving
@@ -178,22 +232,19 @@ impl Archiving {
     /// Begins to archive and to talk with the others, until the node stops.
     /// `scratch` is a folder that may be made and removed.
     pub(super) fn spawn(&self, name: &str, scratch: &Path, background: &TaskTracker, stopping: &CancellationToken) {
-        for place in self.0.places.iter().filter(|place| place.settings.recipients.is_empty()) {
-            tracing::warn!(
-                backup = place.settings.name,
-                url = place.url,
-                "off-site copies to this place are NOT encrypted: whoever can read the store can read all data; give recipients"
-            );
-        }
         let (gossiping, stop) = (self.clone(), stopping.clone());
         background.spawn(async move {
             stop.run_until_cancelled(gossip::run(gossiping)).await;
         });
-        if !self.0.places.is_empty() {
-            let author = Author { cluster: self.0.cluster, name: name.to_owned(), scratch: scratch.to_owned() };
-            let (raft, places) = (self.0.raft.clone(), self.0.places.clone());
-            background.spawn(thread::run(raft, author, places, stopping.clone()));
-        }
+        let (cluster, stores) = (self.0.cluster, self.0.stores.clone());
+        let author = Author { cluster, name: name.to_owned(), scratch: scratch.to_owned(), stores };
+        let (raft, places) = (self.0.raft.clone(), self.0.places.subscribe());
+        background.spawn(thread::run(raft, author, places, stopping.clone()));
+    }
+
+    /// The places that this node could archive to, at present.
+    fn list(&self) -> Arc<Vec<Arc<Place>>> {
+        Arc::clone(&self.0.places.borrow())
     }
 
     /// Answers another node; `None` for what is no message to this one.
@@ -223,7 +274,7 @@ impl Archiving {
 
     /// Has what is wanted off-site sent at once, where this node archives.
     fn nudge(&self, wanted: Revision) {
-        for place in self.0.places.iter().filter(|place| *place.active.borrow()) {
+        for place in self.list().iter().filter(|place| *place.active.borrow()) {
             let archived = place.desk.status().borrow().archived.map(|archived| archived.revision);
             if archived < Some(wanted) {
                 place.desk.want(wanted);
@@ -235,7 +286,7 @@ impl Archiving {
     fn news(&self) -> News {
         let purged = self.0.raft.log_begins_behind();
         let applied = self.0.raft.applied().borrow().position.map_or(0, |position| position.index.get());
-        let places = self.0.places.iter().map(|place| place.news(self.needed(place), purged)).collect();
+        let places = self.list().iter().map(|place| place.news(self.needed(place), purged, applied)).collect();
         let (wanted, alarms) = (*self.0.wanted.lock(), self.0.board.lock().all());
         News { leads: self.0.raft.leads(), applied, wanted, places, alarms }
     }
@@ -278,8 +329,12 @@ impl Archiving {
     fn decide(&self) {
         let raft = &self.0.raft;
         let own = self.news();
-        let mut hold: Option<u64> = None;
-        for (place, news) in self.0.places.iter().zip(&own.places) {
+        let places = self.list();
+        let needs = places.iter().map(|place| Need { log: place.settings.log, done: self.needed(place) });
+        raft.keep_log_behind(choice::hold(needs));
+        // They are the same but where the list has just changed, and then this is done again at once.
+        let told = |place: &Place| own.places.iter().find(|news| place.is_told(news));
+        for (place, news) in places.iter().filter_map(|place| Some((place, told(place)?))) {
             let candidate = |id, leads, applied, news: &PlaceNews| Candidate {
                 id,
                 healthy: news.healthy,
@@ -291,24 +346,38 @@ impl Archiving {
             let mut candidates = vec![candidate(raft.id(), own.leads, own.applied, news)];
             let heard = self.heard_of(&news.name, news.url_hash);
             candidates.extend(heard.iter().map(|(id, _, leads, applied, news)| candidate(*id, *leads, *applied, news)));
-            let active = self.0.settled.load(Ordering::Relaxed) && choice::choose(&candidates) == Some(raft.id());
+            let settled = self.0.settled.load(Ordering::Relaxed) && self.is_settled(place, heard.len());
+            let active = settled && choice::choose(&candidates) == Some(raft.id());
             place.active.send_if_modified(|before| std::mem::replace(before, active) != active);
-            if place.settings.log {
-                let needed = self.needed(place).map_or(0, LogIndex::get);
-                hold = Some(hold.map_or(needed, |hold| hold.min(needed)));
-            }
         }
-        raft.keep_log_behind(hold.map(LogIndex::new));
+    }
+
+    /// Whether this node knows enough of the others to see who archives. `told` is how many have told of the place.
+    fn is_settled(&self, place: &Place, told: usize) -> bool {
+        let heard = self.0.heard.lock();
+        let live = heard.values().filter(|heard| heard.at.elapsed() < GONE_AFTER).count();
+        choice::is_settled(place.declared.is_some(), told, live, place.began.elapsed())
     }
 
     /// Raises and ends alarms.
     fn look(&self) {
         let leads = self.0.raft.leads();
-        let places = self.0.places.iter().map(|place| {
+        let list = self.list();
+        let places = list.iter().map(|place| {
             let rpo = self.behind(place).filter(|_| leads);
             (&**place, rpo, self.others_elsewhere(place))
         });
-        self.0.board.lock().update(places);
+        let idle: Vec<_> = self.0.idle.lock().iter().map(|(name, idle)| (name.clone(), idle.clone())).collect();
+        let forgetful = self.forgetful();
+        self.0.board.lock().update(places, &idle, &forgetful);
+    }
+
+    /// Members that have forgotten what they had acknowledged, by name.
+    fn forgetful(&self) -> Vec<(String, Forgetful)> {
+        let forgetful = self.0.raft.forgetful();
+        let members = if forgetful.is_empty() { BTreeMap::new() } else { self.0.raft.roster().members };
+        let named = |one: Forgetful| members.get(&one.id).map(|member| (member.name.clone(), one));
+        forgetful.into_iter().filter_map(named).collect()
     }
 
     /// Nodes that mean another store by the name of a place.
@@ -347,11 +416,15 @@ impl Archiving {
             let status = all.entry((news.name.clone(), news.url_hash)).or_default();
             status.take(id, age, news);
         }
-        all.into_values().collect()
+        drop(heard);
+        let mut all: Vec<_> = all.into_values().collect();
+        self.tell_origins(&mut all);
+        all
     }
 
     fn send_full_here(&self, name: &str) -> Result<(), String> {
-        let place = self.0.places.iter().find(|place| place.settings.name == name);
+        let places = self.list();
+        let place = places.iter().find(|place| place.settings.name == name);
         match place.filter(|place| *place.active.borrow()) {
             Some(place) => {
                 place.desk.want_full();
@@ -411,6 +484,13 @@ impl PlaceStatus {
         if news.active || self.full.is_none() {
             self.full = news.full;
             self.objects = (news.objects, news.object_bytes);
+            self.held_entries = news.held_entries;
+        }
+        self.errors = self.errors.saturating_add(news.errors);
+        // All read the same proofs, some later than others.
+        let newest = |proofs: &Option<Proofs>| proofs.as_ref().map(Proofs::newest);
+        if newest(&news.proofs) > newest(&self.proofs) {
+            self.proofs.clone_from(&news.proofs);
         }
         if news.active && news.healthy {
             self.active = Some(id);

@@ -1,7 +1,7 @@
 //! What nodes tell each other of archives: how each stands with a place for backups, and what it wants.
 //!
 //! ```text
-//! 0xF4 | version (1) | postcard of Message or Answer
+//! 0xF4 | version (2) | postcard of Message or Answer
 //! ```
 //!
 //! Guarantees: one message each way tells both sides everything; what is told as archived is in the archive. Leaves out:
@@ -17,7 +17,7 @@ use crate::types::{ClusterId, LogIndex, LogPosition, NodeId, Revision, WallTime}
 pub(in crate::node) const ARCHIVE: u8 = 0xF4;
 
 /// The newest format of these messages.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// From one node to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,37 @@ pub(super) struct PlaceNews {
     /// The last entry that is archived as part of the log, or bridged: what is behind it is still wanted, also where a
     /// whole state reaches farther.
     pub(super) shipped: Option<LogIndex>,
+    /// Tries to archive that failed.
+    pub(super) errors: u64,
+    /// Entries of its log that are not archived yet; `None` where the log is not archived.
+    pub(super) held_entries: Option<u64>,
+    /// What the proofs beside the archive tell; `None` until they were read.
+    pub(super) proofs: Option<Proofs>,
+}
+
+/// What the proofs beside an archive tell, and how drills are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proofs {
+    /// The end of the last verification without damage, however deep.
+    pub verified: Option<WallTime>,
+    /// The end of the last one that read everything.
+    pub read: Option<WallTime>,
+    /// The end of the last drill that passed.
+    pub drilled: Option<WallTime>,
+    /// What the last check found that did not pass, and when.
+    pub failed: Option<(WallTime, String)>,
+    /// Whether the node that archives makes drills; otherwise they are made where the key is.
+    pub drills_here: bool,
+    /// Why the last drill here said nothing about the archive.
+    pub drill_trouble: Option<Trouble>,
+}
+
+impl Proofs {
+    /// When the newest of them was made.
+    pub(super) fn newest(&self) -> WallTime {
+        let failed = self.failed.as_ref().map(|(at, _)| *at);
+        [self.verified, self.read, self.drilled, failed].into_iter().flatten().max().unwrap_or_default()
+    }
 }
 
 /// Up to where everything is archived.
@@ -120,7 +151,7 @@ pub struct Trouble {
 pub struct Alarm {
     /// What kind it is: a stable name in `snake_case`.
     pub name: String,
-    /// What it is about: the name of a place for backups.
+    /// What it is about: the name of a place for backups, or of a member.
     pub subject: String,
     /// Since when, by the clock of the node that raised it.
     pub since: WallTime,
@@ -158,6 +189,8 @@ mod tests {
             name: "main".into(),
             behind_ms: Some(7),
             shipped: Some(LogIndex::new(9)),
+            held_entries: Some(3),
+            proofs: Some(Proofs { drilled: Some(WallTime::new(5)), drills_here: true, ..Proofs::default() }),
             ..PlaceNews::default()
         }];
         let news = Answer::News(News { leads: true, places, ..News::default() });
@@ -168,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_format_one_stay_readable() {
-        assert_eq!(&encode(&message())[..], b"\xF4\x01\x07\x01\x02\x01\x04main");
+    fn the_bytes_of_format_two_stay_readable() {
+        assert_eq!(&encode(&message())[..], b"\xF4\x02\x07\x01\x02\x01\x04main");
     }
 }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::Archiving;
+use super::{Archiving, GONE_AFTER, Heard};
 use crate::clock::Instant;
 use crate::node::Node;
 use crate::node::request::WriteError;
 use crate::state::{OpReply, Txn, TxnOp, TxnReply};
-use crate::types::{Revision, Selector};
+use crate::types::{NodeId, Revision, Selector};
 
 /// Which writes wait until they are off-site, and what that means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,8 @@ impl OffsiteRule {
 }
 
 impl Archiving {
-    /// How many places that count are known; those that are in the configuration here are known before they were heard of.
+    /// How many places that count are known, by who is there: what a node that is gone had in its configuration is no promise.
+    /// Those that are in the configuration here are known before they were heard of.
     fn durable_places(&self) -> usize {
         self.copies_of(None)
     }
@@ -63,13 +64,13 @@ impl Archiving {
     fn copies_of(&self, revision: Option<Revision>) -> usize {
         // By store alone: two names for one are one copy.
         let mut places: BTreeMap<u64, Option<Revision>> = BTreeMap::new();
-        let own = self.0.places.iter().filter(|place| place.settings.durable).map(|place| {
+        let list = self.list();
+        let own = list.iter().filter(|place| place.settings.durable).map(|place| {
             let archived = place.desk.status().borrow().archived.map(|archived| archived.revision);
             (place.url_hash, archived)
         });
         let heard = self.0.heard.lock();
-        let others = heard.values().flat_map(|heard| &heard.news.places).filter(|place| place.durable);
-        let others = others.map(|place| (place.url_hash, place.archived.map(|archived| archived.revision)));
+        let others = told(&heard, revision);
         for (place, archived) in own.chain(others) {
             let known = places.entry(place).or_default();
             *known = (*known).max(archived);
@@ -101,6 +102,15 @@ impl Archiving {
             }
         }
     }
+}
+
+/// How far others have archived to places that count, by what they said last: to let a write through, who is gone counts for
+/// nothing; but what was archived stays so, whoever told it.
+fn told(heard: &BTreeMap<NodeId, Heard>, revision: Option<Revision>) -> impl Iterator<Item = (u64, Option<Revision>)> {
+    let counts = move |heard: &&Heard| revision.is_some() || heard.at.elapsed() < GONE_AFTER;
+    let places = heard.values().filter(counts).flat_map(|heard| &heard.news.places);
+    let durable = places.filter(|place| place.durable);
+    durable.map(|place| (place.url_hash, place.archived.map(|archived| archived.revision)))
 }
 
 impl Node {
@@ -140,12 +150,28 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use super::super::news::{Archived, News, PlaceNews};
     use super::*;
-    use crate::types::{Key, KeyRange, LeaseId};
+    use crate::clock;
+    use crate::types::{Key, KeyRange, LeaseId, LogIndex, LogPosition, Term};
 
     fn range(start: &'static [u8], end: Option<&'static [u8]>) -> TxnOp {
         let range = KeyRange::new(start, end.map(Bytes::from_static)).unwrap();
         TxnOp::Delete { selector: Selector::Range(range) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_only_a_node_that_is_gone_has_lets_no_write_through() {
+        let position = LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(8) };
+        let archived = Some(Archived { position, revision: Revision::new(5) });
+        let places = vec![PlaceNews { durable: true, url_hash: 7, archived, ..PlaceNews::default() }];
+        let news = News { places, ..News::default() };
+        let heard = BTreeMap::from([(NodeId::new(2), Heard { at: clock::now(), news })]);
+        let (known, reached) = ((7, Some(Revision::new(5))), Some(Revision::new(5)));
+        assert_eq!(told(&heard, None).collect::<Vec<_>>(), [known]);
+        tokio::time::sleep(GONE_AFTER).await;
+        assert_eq!(told(&heard, None).count(), 0);
+        assert_eq!(told(&heard, reached).collect::<Vec<_>>(), [known], "what is archived stays so");
     }
 
     #[test]

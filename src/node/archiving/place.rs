@@ -1,21 +1,27 @@
-//! One place for backups in the configuration of this node.
+//! One place for backups that this node could archive to.
 //!
 //! Guarantees: its state is read without waiting. Leaves out: other nodes (`mod`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::news::{Archived, Full, PlaceNews, Trouble};
+use super::news::{Archived, Full, PlaceNews, Proofs, Trouble};
 use crate::backup::archiver::{Desk, Status};
 use crate::backup::care::Health;
+use crate::backup::repository::Repository;
 use crate::backup::settings::TargetSettings;
-use crate::backup::target;
+use crate::backup::target::{self, Options, Stores};
 use crate::clock::{self, Instant};
 use crate::types::{LogIndex, LogPosition, WallTime};
+use crate::{host, watch};
+
+/// How often it is looked whether the credentials of a store that fails were renewed.
+const RENEWED_EVERY: Duration = Duration::from_secs(15);
 
 /// A place and how this node stands with it.
 pub(super) struct Place {
@@ -32,13 +38,17 @@ pub(super) struct Place {
     pub(super) health: watch::Sender<Option<Health>>,
     /// Why the store can't be set up, since when.
     refused: Mutex<Option<(WallTime, String)>>,
+    /// What was declared to the cluster; `None` for a place of the configuration.
+    pub(super) declared: Option<Bytes>,
+    /// Why the last drill here said nothing about the archive.
+    drill_trouble: Mutex<Option<Trouble>>,
 }
 
 impl Place {
     /// `exposure` is where its desk notes how late it archives.
     pub(super) fn new(settings: TargetSettings, exposure: Histogram) -> Self {
         Self {
-            url_hash: xxh3_64(settings.url.trim_end_matches('/').as_bytes()),
+            url_hash: url_hash(&settings.url),
             url: target::redacted(&settings.url),
             settings,
             desk: Arc::new(Desk::new(exposure)),
@@ -46,7 +56,47 @@ impl Place {
             began: clock::now(),
             health: watch::Sender::new(None),
             refused: Mutex::new(None),
+            declared: None,
+            drill_trouble: Mutex::new(None),
         }
+    }
+
+    /// One that was declared to the cluster.
+    pub(super) fn declared(settings: TargetSettings, exposure: Histogram, declaration: Bytes) -> Self {
+        Self { declared: Some(declaration), ..Self::new(settings, exposure) }
+    }
+
+    /// Whether some node's news are of this place.
+    pub(super) fn is_told(&self, news: &PlaceNews) -> bool {
+        news.name == self.settings.name && news.url_hash == self.url_hash
+    }
+
+    /// Whether a URL means the same store.
+    pub(super) fn is_at(&self, url: &str) -> bool {
+        self.url_hash == url_hash(url)
+    }
+
+    pub(super) fn set_drill_trouble(&self, why: Option<String>) {
+        let mut trouble = self.drill_trouble.lock();
+        let since = trouble.as_ref().map_or_else(clock::wall, |trouble| trouble.since);
+        *trouble = why.map(|error| Trouble { since, error });
+    }
+
+    pub(super) fn drill_trouble(&self) -> Option<Trouble> {
+        self.drill_trouble.lock().clone()
+    }
+
+    fn proofs(&self) -> Option<Proofs> {
+        let health = self.health.borrow();
+        let health = health.as_ref()?;
+        Some(Proofs {
+            verified: health.verified,
+            read: health.read,
+            drilled: health.drilled,
+            failed: health.failed.clone(),
+            drills_here: self.settings.drill.is_some(),
+            drill_trouble: self.drill_trouble(),
+        })
     }
 
     pub(super) fn status(&self) -> Status {
@@ -65,8 +115,8 @@ impl Place {
         refused.or_else(|| failing.map(|failing| Trouble { since: failing.since, error: failing.error.clone() }))
     }
 
-    /// What others are told. The log is needed behind `needed`, and begins here behind `purged`.
-    pub(super) fn news(&self, needed: Option<LogIndex>, purged: Option<LogPosition>) -> PlaceNews {
+    /// What others are told. The log is needed behind `needed`, and goes here from behind `purged` to `applied`.
+    pub(super) fn news(&self, needed: Option<LogIndex>, purged: Option<LogPosition>, applied: u64) -> PlaceNews {
         let status = self.status();
         let archived = of_status(&status);
         let continues = needed.zip(purged).is_none_or(|(needed, purged)| purged.index <= needed);
@@ -88,8 +138,52 @@ impl Place {
             object_bytes: status.object_bytes,
             trouble: self.trouble(&status),
             shipped: status.shipped.map(|shipped| shipped.index),
+            errors: status.errors,
+            held_entries: self.settings.log.then(|| applied.saturating_sub(needed.map_or(0, LogIndex::get))),
+            proofs: self.proofs(),
         }
     }
+}
+
+/// The options of a store, with the credentials that are to be had now.
+///
+/// # Errors
+/// Why some are not to be had on this node.
+pub(super) async fn options(settings: &TargetSettings) -> Result<Options, String> {
+    let (mut options, credentials) = (settings.options.clone(), settings.credentials.clone());
+    // A file may lie on a disk that is slow.
+    let resolving = host::spawn_blocking(move || {
+        options.extend(credentials.resolve()?);
+        Ok(options)
+    });
+    resolving.await.map_err(|error| error.to_string())?
+}
+
+/// Opens the store of a place.
+///
+/// # Errors
+/// Why that is not possible on this node.
+pub(super) async fn open(stores: &Stores, settings: &TargetSettings, options: Options) -> Result<Repository, String> {
+    let (stores, url) = (stores.clone(), settings.url.clone());
+    // So may the folder of a file:// URL.
+    let opening = host::spawn_blocking(move || stores.open_existing(&url, &options));
+    opening.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Returns once a store fails and its credentials are others than those in use: somebody has renewed them.
+pub(super) async fn renewed(place: &Place, in_use: &Options) {
+    loop {
+        tokio::time::sleep(RENEWED_EVERY).await;
+        let fails = place.trouble(&place.status()).is_some();
+        if fails && options(&place.settings).await.is_ok_and(|options| options != *in_use) {
+            return;
+        }
+    }
+}
+
+/// Stands for a URL.
+fn url_hash(url: &str) -> u64 {
+    xxh3_64(url.trim_end_matches('/').as_bytes())
 }
 
 fn of_status(status: &Status) -> Option<Archived> {
@@ -99,21 +193,21 @@ fn of_status(status: &Status) -> Option<Archived> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::Duration;
 
     use super::*;
     use crate::backup::archiver::EXPOSURE_BUCKETS;
     use crate::backup::care::Care;
+    use crate::backup::credentials::Credentials;
     use crate::backup::seal::Recipients;
     use crate::backup::verify::Level;
     use crate::types::{NodeId, Term};
 
-    #[test]
-    fn a_log_continues_the_archive_if_it_reaches_back_to_what_is_needed() {
-        let settings = TargetSettings {
+    fn settings() -> TargetSettings {
+        TargetSettings {
             name: "main".into(),
             url: "memory:".into(),
             options: BTreeMap::new(),
+            credentials: Credentials::default(),
             recipients: Recipients::default(),
             log: true,
             full: "0 3 * * *".parse().unwrap(),
@@ -129,11 +223,33 @@ mod tests {
                 keep: None,
                 prune: "0 4 * * *".parse().unwrap(),
             },
-        };
-        let place = Place::new(settings, Histogram::new(EXPOSURE_BUCKETS));
+            drill: None,
+        }
+    }
+
+    #[test]
+    fn a_log_continues_the_archive_if_it_reaches_back_to_what_is_needed() {
+        let place = Place::new(settings(), Histogram::new(EXPOSURE_BUCKETS));
         let purged = LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(8) };
-        let continues = |needed: Option<u64>| place.news(needed.map(LogIndex::new), Some(purged)).continues;
+        let continues = |needed: Option<u64>| place.news(needed.map(LogIndex::new), Some(purged), 10).continues;
         assert!(continues(Some(8)) && continues(Some(9)) && continues(None));
         assert!(!continues(Some(7)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_that_were_renewed_are_noticed_once_the_store_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        std::fs::write(&file, "AWS_SESSION_TOKEN=old\n").unwrap();
+        let credentials = Credentials { file: Some(file.clone()), ..Credentials::default() };
+        let place = Place::new(TargetSettings { credentials, ..settings() }, Histogram::new(EXPOSURE_BUCKETS));
+        let in_use = options(&place.settings).await.unwrap();
+        let noticed = || tokio::time::timeout(3 * RENEWED_EVERY, renewed(&place, &in_use));
+        place.set_refused(Some("expired".into()));
+        assert!(noticed().await.is_err(), "they are the same");
+        std::fs::write(&file, "AWS_SESSION_TOKEN=new\n").unwrap();
+        assert!(noticed().await.is_ok());
+        place.set_refused(None);
+        assert!(noticed().await.is_err(), "what works is left alone");
     }
 }

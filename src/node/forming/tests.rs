@@ -146,7 +146,7 @@ async fn a_coordinator_that_dies_before_the_first_membership_goes_on() {
     }
     // "b" has a log by now, but no vote and no entry.
     std::fs::create_dir(seats[1].dir.path().join("log")).unwrap();
-    std::fs::write(seats[1].dir.path().join("log/chunk"), "header").unwrap();
+    std::fs::write(seats[1].dir.path().join("log/chunk.wal"), "header").unwrap();
     let desks: Vec<_> = seats.iter().map(|seat| seat.start(&network)).collect();
     let again = tokio::spawn({
         let (desk, network) = (desks[0].clone(), network.clone());

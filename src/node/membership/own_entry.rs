@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::host;
 use crate::node::forming::FormingDesk;
 use crate::raft::RaftNode;
 
@@ -19,7 +20,7 @@ pub(in crate::node) async fn follow_own_entry(raft: RaftNode, desk: Arc<FormingD
         if let Some(name) = name {
             let (renaming, told) = (desk.clone(), name.clone());
             // A small file is written and synced.
-            match tokio::task::spawn_blocking(move || renaming.rename(&name)).await {
+            match host::spawn_blocking(move || renaming.rename(&name)).await {
                 Ok(Ok(true)) => {
                     tracing::warn!(name = told, "this node was renamed; start it with --name {told} from now on");
                 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::node::{Node, NodeConfig, StartError};
 use crate::raft::RaftConfig;
-use crate::raft::fixture::{Left, OLD, leave, member, snapshot};
+use crate::raft::fixture::{Left, OLD, leave, lose_end, member, snapshot};
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
 
@@ -183,6 +183,45 @@ async fn what_is_no_survivor_is_refused_and_left_alone() {
     let _held = Directory::open(in_use.path()).unwrap();
     let refused = Survivor::open(in_use.path(), LogConfig::default()).await.unwrap_err();
     assert!(matches!(refused, RefoundingError::Directory(DirectoryError::InUse(_))), "{refused}");
+}
+
+/// Acknowledged writes may have stood there: somebody has to say that they are given up. Even who votes alone can't start.
+#[tokio::test]
+async fn a_lost_end_of_the_log_is_given_up_only_where_that_was_asked_for() {
+    let accepting = Founding { accept_lost_end: true, ..founding() };
+    for (id, voters) in [(3, 3), (1, 1)] {
+        let dir = stopped(id, Left { voters, ..Left::default() }).await;
+        let lost = lose_end(dir.path(), 20, 30);
+        let refused = survivor(dir.path()).await.refound(&founding()).await.unwrap_err();
+        assert!(refused.is_damage() && refused.to_string().contains("--accept-lost-end"), "{refused}");
+        let RefoundingError::LostEnd { end, last } = refused else { panic!("{refused}") };
+        assert_eq!((end.missing_bytes, last.index.get()), (lost, 19));
+        assert!(!dir.path().join("recovery-1.tmp").exists() && !dir.path().join("before-recovery-1").exists());
+
+        let founded = survivor(dir.path()).await.refound(&accepting).await.unwrap();
+        serves(dir.path(), &format!("n{id}"), founded.founder.cluster, 1_019).await;
+        // What was there is kept, and refused as before.
+        let aside = survivor(&founded.aside.unwrap()).await;
+        assert_eq!(aside.survey().lost_end.as_ref().map(|end| end.missing_bytes), Some(lost));
+    }
+    // Where nothing is missing there is nothing to give up.
+    let whole = stopped(3, Left::default()).await;
+    assert!(survivor(whole.path()).await.refound(&accepting).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_log_with_damage_in_the_middle_is_no_survivor_even_if_its_end_is_lost() {
+    let dir = stopped(3, Left::default()).await;
+    lose_end(dir.path(), 20, 0);
+    let chunks = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let path = chunks.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::write(path, bytes).unwrap();
+    // It does not come to the question what may be given up.
+    let refused = Survivor::open(dir.path(), LogConfig::default()).await.unwrap_err();
+    assert!(refused.is_damage() && refused.to_string().contains("valid records follow"), "{refused}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::node::{
     ArchiveConfig, Consistency, MemberPolicy, Node, NodeConfig, Origin, ReadError, ReadOptions, StartError,
 };
-use crate::raft::{RaftConfig, Timers};
+use crate::raft::{Engines, RaftConfig, Timers};
 use crate::state::Txn;
 use crate::telemetry::Metrics;
 use crate::transport::memory::Network;
@@ -83,6 +83,7 @@ impl Scene {
                 engine_cache_bytes: 1 << 20,
                 snapshot_log_bytes: 1 << 20,
                 catchup_bytes_per_second: 50 << 20,
+                engines: Engines::default(),
             },
         }
     }
@@ -125,6 +126,12 @@ impl Scene {
         let mut names = exchange::names(&self.data_dir()).unwrap();
         names.sort();
         assert_eq!(names, ["LOCK", "identity", "log", "snapshots", "state"]);
+        // What was built is what is served from: another one would have another number.
+        assert_eq!(exchange::names(&self.data_dir().join("state")).unwrap(), ["1"]);
+        let [snapshot] = &exchange::names(&self.data_dir().join("snapshots")).unwrap()[..] else {
+            panic!("one snapshot, and nothing that is left of making it")
+        };
+        assert!(snapshot.ends_with(".snapshot"), "{snapshot}");
     }
 }
 
@@ -143,6 +150,17 @@ async fn what_was_archived_is_served_by_a_new_cluster() {
     // And it is not overwritten.
     let refused = Emptied::open(&scene.data_dir()).map(drop).unwrap_err();
     assert!(matches!(refused, RefoundingError::NotEmpty(_)), "{refused}");
+}
+
+/// It is only a checkpoint, as on every node.
+#[tokio::test]
+async fn without_the_state_that_was_built_the_snapshot_is_enough() {
+    let scene = Scene::new().await;
+    scene.restore().await;
+    fs::remove_dir_all(scene.data_dir().join("state/1")).unwrap();
+    // The next one has this number: a start begins an empty one, which the log does not continue.
+    fs::create_dir(scene.data_dir().join("state/0")).unwrap();
+    scene.serves().await;
 }
 
 #[tokio::test]
@@ -166,7 +184,7 @@ async fn a_restore_that_stops_anywhere_is_never_started_and_goes_on() {
     let emptied = scene.emptied();
     scene.stage(&emptied).await;
     let place = exchange::begin(&scene.data_dir()).unwrap().path();
-    fs::create_dir(place.join(WORKSHOP)).unwrap();
+    fs::create_dir_all(place.join("state/1")).unwrap();
     fs::write(place.join("identity"), "not yet").unwrap();
     drop(emptied);
     assert!(scene.refusal().contains("was not finished"));
@@ -181,7 +199,7 @@ async fn a_restore_that_stops_anywhere_is_never_started_and_goes_on() {
         let founder = Founder { cluster: another_cluster(CLUSTER), id: FIRST_ID, member: member() };
         let preparation = exchange::begin(&scene.data_dir()).unwrap();
         let raise = Raise::To(scene.plan.revision_unseen(WallTime::ZERO));
-        make(staged, Target::Latest, &founder, raise, &preparation.path(), |_| ()).await.unwrap();
+        make(BuildMemory::AMPLE, staged, Target::Latest, &founder, raise, &preparation.path(), |_| ()).await.unwrap();
         let identity = Identity { cluster: founder.cluster, id: FIRST_ID, name: "n1".into(), has_log: true };
         write_identity(&preparation.path(), &identity).unwrap();
         let exchange = preparation.complete().unwrap();
@@ -227,6 +245,14 @@ async fn only_the_same_restore_goes_on_with_what_was_made() {
             panic!("all that is new was complete")
         };
         assert_eq!(unfinished.is_restore_of(CLUSTER, Target::Latest, "n1").is_ok(), note.is_some());
+        // And a recovery does not finish what a restore began.
+        match unfinished.is_recovery() {
+            Ok(()) => assert!(note.is_none()),
+            Err(refused) => {
+                let refused = refused.to_string();
+                assert!(note.is_some() && refused.contains("as n1 ('quorate restore')"), "{refused}");
+            }
+        }
         let index = Target::Index(crate::types::LogIndex::new(3));
         let other = ClusterId::new(CLUSTER.get() + 1);
         for (cluster, target, name) in

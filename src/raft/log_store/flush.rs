@@ -8,11 +8,13 @@ use std::io;
 use std::sync::Arc;
 
 use openraft::storage::IOFlushed;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
+use super::end_mark::EndMark;
 use super::metrics::LogMetrics;
 use crate::clock::{self, Instant};
 use crate::raft::types::TypeConfig;
+use crate::watch;
 
 /// Why the log can no longer be written; `None` while it can. Once set it stays, and the process must end: after a
 /// failed fsync the page cache can't be believed (D16).
@@ -23,6 +25,8 @@ pub(in crate::raft) type Fatal = watch::Receiver<Option<Arc<str>>>;
 pub(super) struct FlushContext {
     pub(super) metrics: LogMetrics,
     pub(super) fatal: watch::Sender<Option<Arc<str>>>,
+    /// `None` for a log in memory, or where the mark can't be written.
+    pub(super) mark: Option<EndMark>,
 }
 
 impl FlushContext {
@@ -53,12 +57,20 @@ pub(super) enum Waiter {
 pub(super) struct Flushed {
     waiter: Option<Waiter>,
     started: Instant,
+    /// Up to where the log is on the disk then, if this is told without an error; 0 where that is not known.
+    end: u64,
     context: Arc<FlushContext>,
 }
 
 impl Flushed {
     pub(super) fn new(waiter: Waiter, context: Arc<FlushContext>) -> Self {
-        Self { waiter: Some(waiter), started: clock::now(), context }
+        Self { waiter: Some(waiter), started: clock::now(), end: 0, context }
+    }
+
+    /// Behind a sync of everything up to `end`.
+    pub(super) fn synced_up_to(mut self, end: u64) -> Self {
+        self.end = end;
+        self
     }
 
     /// Tells that the piece was refused before the writer saw it.
@@ -68,9 +80,13 @@ impl Flushed {
 
     fn tell(&mut self, result: io::Result<()>) {
         let Some(waiter) = self.waiter.take() else { return };
-        if let Err(error) = &result {
+        match (&result, &self.context.mark) {
+            // Before anything is acknowledged that hangs on it. Of pieces that one sync has served each moves the mark: which
+            // one is the last, and how far the sync went, raft-log does not tell.
+            (Ok(()), Some(mark)) => mark.advance(self.end),
+            (Ok(()), None) => {}
             // Before the waiter hears of it, so that nobody sees the error without its cause.
-            self.context.fail(error);
+            (Err(error), _) => self.context.fail(error),
         }
         match waiter {
             Waiter::Entries(flushed) => {

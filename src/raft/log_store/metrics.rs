@@ -101,16 +101,15 @@ impl fmt::Debug for WalCollector {
 impl Collector for WalCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(inner) = self.0.upgrade() else { return Ok(()) };
-        let (stat, size) = {
+        let (figures, size) = {
             let wal = inner.wal.read();
-            (wal.log.stat(), wal.log.on_disk_size())
+            (wal.log.figures(), wal.log.size_on_disk())
         };
-        let flush = &stat.flush_metrics;
         let counters = [
-            ("raft_log_writes", "Batches written", flush.batch_count),
-            ("raft_log_fsyncs", "Batches brought to disk by fdatasync", flush.sync_batch_count),
-            ("raft_log_written_bytes", "Bytes written", flush.write_bytes),
-            ("raft_log_fsync_microseconds", "Time spent in fdatasync", flush.sync_us),
+            ("raft_log_writes", "Batches written", figures.writes),
+            ("raft_log_fsyncs", "Batches brought to disk by fdatasync", figures.syncs),
+            ("raft_log_written_bytes", "Bytes written", figures.written_bytes),
+            ("raft_log_fsync_microseconds", "Time spent in fdatasync", figures.sync_us),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
@@ -118,7 +117,7 @@ impl Collector for WalCollector {
         }
         let gauges = [
             ("raft_log_size", "Size of the log on disk", size),
-            ("raft_log_cache_size", "Size of the entries held in memory", stat.payload_cache_size),
+            ("raft_log_cache_size", "Size of the entries held in memory", figures.cached_bytes),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

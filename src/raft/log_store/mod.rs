@@ -38,7 +38,10 @@
 //! the identity file knows whether there should be).
 
 mod codec;
+mod end_mark;
 mod flush;
+mod journal;
+mod memory;
 mod metrics;
 mod scan;
 mod storage;
@@ -52,18 +55,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BlockingRetryable as _, ConstantBuilder};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use raft_log::RaftLog;
-use raft_log::api::raft_log_writer::RaftLogWriter as _;
-use tokio::sync::watch;
+
+pub use memory::{LogRecord, MemoryLog};
+pub use scan::LostEnd;
 
 pub(super) use flush::Fatal;
 pub(super) use metrics::{FlushTime, LogMetrics};
 
 use crate::raft::types::Entry;
 use crate::types::{LogIndex, LogPosition, Term};
+use crate::watch;
+use end_mark::EndMark;
 use flush::FlushContext;
+use journal::Journal;
+use scan::Expected;
 use wal::{Inner, Wal};
 
 /// Entries are read in pieces of about this many bytes: what one replication request carries, and what waits in memory
@@ -78,6 +87,13 @@ pub(super) const COMMITTED_QUIET: Duration = Duration::from_millis(200);
 
 /// The smallest chunk, in bytes; a smaller setting means this.
 pub(super) const CHUNK_BYTES_MIN: u64 = 1_024;
+
+/// Between two tries for a lock that somebody holds, and how many tries there are behind the first: a second in all.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_TRIES: usize = 50;
+
+/// What the names of the chunk files end with.
+pub const LOG_CHUNK_EXTENSION: &str = "wal";
 
 /// Bytes that may queue for the writer before an append blocks.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -97,6 +113,18 @@ pub struct LogConfig {
     /// How long the writer waits for company before an fdatasync. It takes along what has queued up already only if this
     /// is not zero; each write then waits this long and the kernel's timer slack, 50 µs by default.
     pub flush_wait: Duration,
+    /// What it is kept in.
+    pub medium: LogMedium,
+}
+
+/// What the log is kept in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LogMedium {
+    /// Files in its directory.
+    #[default]
+    Disk,
+    /// Memory, in a simulation; its directory holds nothing but a sign of this.
+    Memory(MemoryLog),
 }
 
 impl Default for LogConfig {
@@ -106,6 +134,7 @@ impl Default for LogConfig {
             cache_bytes: 64 * 1024 * 1024,
             cache_entries: 65_536,
             flush_wait: Duration::from_micros(20),
+            medium: LogMedium::Disk,
         }
     }
 }
@@ -133,6 +162,14 @@ pub enum LogError {
         /// What was found.
         reason: String,
     },
+    /// It was once longer. Nothing was changed.
+    #[error(
+        "the log is damaged at byte {} of {}: {}; this node must not vote with it: keep the directory aside, remove the \
+         member and let the node join again empty, under a new id; only where the quorum is lost for good, as the last \
+         resort, 'quorate recover' tells how far it is whole",
+        .0.offset, .0.file.display(), .0.reason
+    )]
+    LostEnd(LostEnd),
     /// Written by a newer program. Nothing was changed.
     #[error(
         "{} has record format {found}, newer than the newest this program reads ({newest}); use a newer program",
@@ -171,6 +208,17 @@ impl LogError {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
+
+    /// Whether what may have been acknowledged is damaged, rather than the machine or the request being at fault.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::LostEnd(_))
+    }
+
+    /// There has to be a log, and there is none.
+    fn nothing_left(dir: &Path) -> Self {
+        Self::Damaged { file: dir.to_owned(), offset: 0, reason: "nothing is left of what it held".into() }
+    }
 }
 
 /// A handle to the log; clones share it. The directory stays locked until the last one is gone, openraft's included;
@@ -194,52 +242,82 @@ impl LogStore {
     ///
     /// # Errors
     /// [`LogError`], never [`LogError::NotBehind`].
-    pub fn open(dir: &Path, mut config: LogConfig) -> Result<Self, LogError> {
-        config.chunk_bytes = config.chunk_bytes.max(CHUNK_BYTES_MIN);
-        std::fs::create_dir_all(dir).map_err(LogError::io("create", dir))?;
-        let raft_config = Arc::new(raft_config(dir, &config)?);
-        let exists = {
-            // raft-log takes the lock again below; the lock of the whole node's directory covers the moment between.
-            let _lock = lock(dir, &raft_config)?;
-            scan::repair_tail(dir)?
-        };
-        let log = match RaftLog::open(raft_config) {
-            Ok(log) => log,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(LogError::InUse { dir: dir.to_owned() });
-            }
-            Err(error) => return Err(scan::diagnose(dir, error)?),
-        };
-        let wal = Wal::new(log);
-        wal.check_complete(dir)?;
-        if !exists {
-            scan::sync_all(dir)?;
+    pub fn open(dir: &Path, config: LogConfig) -> Result<Self, LogError> {
+        let (log, _) = Self::open_expecting(dir, config, Expected::Any)?;
+        log.mark_end();
+        Ok(log)
+    }
+
+    /// The same, but refuses a directory that holds no log, or nothing of one: what it held are votes that are lost. Nothing
+    /// is made or changed then, so that it is refused again the next time.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_existing(dir: &Path, config: LogConfig) -> Result<Self, LogError> {
+        Ok(Self::open_expecting(dir, config, Expected::Log)?.0)
+    }
+
+    /// The same, but also opens a log that has lost its end, and says what is missing. It must not be written to, and no node
+    /// may vote with it; it stays refused to the other two.
+    ///
+    /// # Errors
+    /// As [`Self::open`]. Other damage than at the end is refused.
+    pub(super) fn open_rest(dir: &Path, config: LogConfig) -> Result<(Self, Option<LostEnd>), LogError> {
+        Self::open_expecting(dir, config, Expected::Rest)
+    }
+
+    /// Notes that what was found when it was opened is on the disk, for whoever writes to it: others will count on that. Who
+    /// only looks leaves the files as they are.
+    pub(super) fn mark_end(&self) {
+        if let Some(mark) = &self.inner.context.mark {
+            mark.advance(self.inner.found_end);
         }
-        let context = FlushContext { metrics: LogMetrics::default(), fatal: watch::Sender::new(None) };
+    }
+
+    fn open_expecting(
+        dir: &Path,
+        mut config: LogConfig,
+        expected: Expected,
+    ) -> Result<(Self, Option<LostEnd>), LogError> {
+        config.chunk_bytes = config.chunk_bytes.max(CHUNK_BYTES_MIN);
+        match expected {
+            Expected::Any => std::fs::create_dir_all(dir).map_err(LogError::io("create", dir))?,
+            Expected::Log | Expected::Rest if !dir.exists() => return Err(LogError::nothing_left(dir)),
+            Expected::Log | Expected::Rest => {}
+        }
+        let (journal, exists, found_end, lost) = match &config.medium {
+            LogMedium::Disk => {
+                // A process that was just forked to run another program holds the lock until that begins.
+                let patience = ConstantBuilder::new().with_delay(LOCK_PAUSE).with_max_times(LOCK_TRIES);
+                let held = |error: &LogError| matches!(error, LogError::InUse { .. });
+                let open = || open_on_disk(dir, &config, expected);
+                open.retry(patience).sleep(std::thread::sleep).when(held).call()?
+            }
+            LogMedium::Memory(log) => (Journal::Memory(log.clone()), open_in_memory(dir, log, expected)?, 0, None),
+        };
+        let wal = Wal::new(journal);
+        wal.check_complete(dir)?;
+        let mark = match &config.medium {
+            LogMedium::Disk => EndMark::open(dir),
+            LogMedium::Memory(_) => None,
+        };
+        let context = FlushContext { metrics: LogMetrics::default(), fatal: watch::Sender::new(None), mark };
         let inner = Inner {
             dir: dir.to_owned(),
             created: !exists,
+            found_end,
             chunk_bytes: config.chunk_bytes,
             wal: RwLock::new(wal),
             context: Arc::new(context),
             archived: Mutex::new(Some(0)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok((Self { inner: Arc::new(inner) }, lost))
     }
 
     /// Whether there was no log in the directory. A node with an identity that knows better must not start.
     #[must_use]
     pub fn created(&self) -> bool {
         self.inner.created
-    }
-
-    /// Refuses a log that was not there, or of which nothing was left.
-    pub(super) fn must_have_existed(&self) -> Result<(), LogError> {
-        if !self.inner.created {
-            return Ok(());
-        }
-        let reason = "nothing is left of what it held".into();
-        Err(LogError::Damaged { file: self.inner.dir.clone(), offset: 0, reason })
     }
 
     /// Tells when the log can no longer be written, and why. The process must then end.
@@ -263,26 +341,26 @@ impl LogStore {
     /// How many times it was brought to disk since it was opened, and how long that took together.
     #[must_use]
     pub fn syncs(&self) -> (u64, Duration) {
-        let flush = self.inner.wal.read().log.stat().flush_metrics;
-        (flush.sync_batch_count, Duration::from_micros(flush.sync_us))
+        let flush = self.inner.wal.read().log.figures();
+        (flush.syncs, Duration::from_micros(flush.sync_us))
     }
 
     /// Bytes of all chunks, those included that are about to be removed.
     #[must_use]
     pub fn size_on_disk(&self) -> u64 {
-        self.inner.wal.read().log.on_disk_size()
+        self.inner.wal.read().log.size_on_disk()
     }
 
     /// The last entry, or the purge mark if there is none behind it.
     #[must_use]
     pub fn last(&self) -> Option<LogPosition> {
-        self.inner.wal.read().log.log_state().last().copied()
+        self.inner.wal.read().log.marks().last
     }
 
     /// The last entry that was purged.
     #[must_use]
     pub fn purged(&self) -> Option<LogPosition> {
-        self.inner.wal.read().log.log_state().purged().copied()
+        self.inner.wal.read().log.marks().purged
     }
 
     /// Has the entries behind index `archived` kept for the archive, as long as there is room (`raft::retention`); `None` if
@@ -299,12 +377,12 @@ impl LogStore {
     /// The committed mark; may lag behind what openraft knows.
     #[must_use]
     pub fn committed(&self) -> Option<LogPosition> {
-        self.inner.wal.read().log.log_state().committed().copied()
+        self.inner.wal.read().log.marks().committed
     }
 
     /// The last term that this node has voted in; `None` if it never has.
     pub(super) fn voted_in(&self) -> Option<Term> {
-        self.inner.wal.read().log.log_state().vote().map(|vote| vote.0.leader_id.term)
+        self.inner.wal.read().log.marks().vote.map(|vote| vote.leader_id.term)
     }
 
     /// Entries from `from` on and before `to`, in order, as far as the log holds them; about `bytes_max` bytes of them, but
@@ -328,7 +406,7 @@ impl LogStore {
         {
             return Err(LogError::NotBehind { last, position });
         }
-        let reset = self.inner.write(wal::PURGE_BYTES, move |wal| wal.log.purge(position).map(drop)).await;
+        let reset = self.inner.write(wal::PURGE_BYTES, move |wal| wal.log.purge(position)).await;
         reset.map_err(LogError::io("reset the log in", &self.inner.dir))?;
         self.sync().await
     }
@@ -340,6 +418,41 @@ impl LogStore {
     pub async fn sync(&self) -> Result<(), LogError> {
         self.inner.sync().await.map_err(LogError::io("sync the log in", &self.inner.dir))
     }
+}
+
+/// raft-log's files in a directory, whether they were there, up to where they are on the disk, and what is missing behind.
+fn open_on_disk(
+    dir: &Path,
+    config: &LogConfig,
+    expected: Expected,
+) -> Result<(Journal, bool, u64, Option<LostEnd>), LogError> {
+    let raft_config = Arc::new(raft_config(dir, config)?);
+    let found = {
+        // raft-log takes the lock again below; the lock of the whole node's directory covers the moment between.
+        let _lock = lock(dir, &raft_config)?;
+        scan::repair_tail(dir, EndMark::read(dir), expected)?
+    };
+    let log = match RaftLog::open(raft_config) {
+        Ok(log) => Journal::Disk(Box::new(log)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(LogError::InUse { dir: dir.to_owned() }),
+        Err(error) => return Err(scan::diagnose(dir, error)),
+    };
+    let end = match found.end {
+        Some(end) => end,
+        None => scan::sync_all(dir)?,
+    };
+    Ok((log, found.end.is_some(), end, found.lost))
+}
+
+/// Opens a log in memory; whether it was there.
+fn open_in_memory(dir: &Path, log: &MemoryLog, expected: Expected) -> Result<bool, LogError> {
+    if expected != Expected::Any && !log.exists() {
+        return Err(LogError::nothing_left(dir));
+    }
+    // A node takes a directory without chunks for a log that was lost.
+    let sign = dir.join(format!("in-memory.{LOG_CHUNK_EXTENSION}"));
+    std::fs::write(&sign, "a simulation keeps this log in memory").map_err(LogError::io("write", &sign))?;
+    Ok(log.open())
 }
 
 fn raft_config(dir: &Path, config: &LogConfig) -> Result<raft_log::Config, LogError> {

@@ -15,11 +15,19 @@
 //! synced would otherwise be counted as durable from here on, and after a failed fsync the cache may hold what the disk
 //! does not (Rebello et al., "Can Applications Recover from fsync Failures?", ATC '20).
 //!
-//! Guarantees: no valid record and nothing in front of one is ever changed. Leaves out: a tail that is missing at the
-//! boundary of a record, and chunks that are missing as a whole at the end: no log can see that by itself.
+//! No log can see by itself that its end is missing at the boundary of a record, or that its last chunks are gone: that is
+//! noticed by a mark that says how far it once was on the disk (`end_mark`). A tail that looks torn but lies before the mark is
+//! damage as well.
+//!
+//! Who founds a cluster anew may have nothing better than such a log ([`Expected::Rest`]): what is left of it is sound, record by
+//! record. It is opened for reading then. A record that is bad counts as part of the lost end if no valid one follows and the
+//! mark lies behind it: the mark goes on refusing the log to whoever would vote with it once the record is out of the way.
+//!
+//! Guarantees: no valid record and nothing in front of one is ever changed; what is cut off of a log whose end is lost is kept in
+//! a file beside it. Leaves out: an end that is missing together with its mark.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use raft_log::codeq::Decode;
@@ -34,6 +42,9 @@ const ZERO_TAIL_BYTES: usize = 8;
 
 /// Record types of raft-log are below this (a checkpoint is 5).
 const RECORD_TYPES: u8 = 6;
+
+/// What the file is called, instead of `.wal`, that keeps what stood behind the last valid record of a log whose end is lost.
+const KEPT_EXTENSION: &str = "lost-end";
 
 /// One chunk file.
 struct Chunk {
@@ -54,69 +65,177 @@ struct Scan {
 enum Fault {
     /// Unfinished when the process or the machine stopped.
     Torn,
+    /// The last record, and no valid one behind it.
+    BadEnd(String),
     Damaged(String),
     Newer(u8),
 }
 
-/// Checks the end of the log and cuts off what a crash left unfinished. The caller holds the lock of the directory.
-/// Returns whether there is a log at all; the leavings of one that was never finished are none.
-pub(super) fn repair_tail(dir: &Path) -> Result<bool, LogError> {
+/// Whether there has to be a log already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// One that was made before: it holds votes, so a new one must not take its place.
+    Log,
+    /// What is left of one that was made before. Its end may be lost, since nobody will vote with it or write to it.
+    Rest,
+    /// None, or one that was being made.
+    Any,
+}
+
+/// What was once on the disk behind the last valid record, and is not there any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostEnd {
+    /// The chunk file that ends too early.
+    pub file: PathBuf,
+    /// Up to where it is whole, in bytes from its start.
+    pub offset: u64,
+    /// How many bytes are missing, in this chunk and those behind it; there may have been more.
+    pub missing_bytes: u64,
+    /// What was found.
+    pub reason: String,
+}
+
+/// What the chunks hold.
+pub(super) struct Found {
+    /// Up to where the log is on the disk now; `None` if there is none: the leavings of one that was never finished are none.
+    pub(super) end: Option<u64>,
+    /// What is missing behind it; only if just the rest was expected.
+    pub(super) lost: Option<LostEnd>,
+}
+
+/// What a crash left unfinished at the end of a chunk.
+struct Unfinished {
+    file: File,
+    path: PathBuf,
+    kept_bytes: u64,
+    dropped: Vec<u8>,
+}
+
+impl Unfinished {
+    /// Saves what will be cut off: it may be a piece of what was acknowledged.
+    fn keep(&self) -> Result<(), LogError> {
+        let path = self.path.with_extension(KEPT_EXTENSION);
+        let kept =
+            File::create(&path).and_then(|mut file| file.write_all(&self.dropped).and_then(|()| file.sync_all()));
+        kept.map_err(LogError::io("write", &path))
+    }
+
+    fn cut_off(&self) -> Result<(), LogError> {
+        tracing::warn!(
+            file = %self.path.display(),
+            kept_bytes = self.kept_bytes,
+            dropped_bytes = self.dropped.len(),
+            "cut off the end of the Raft log, behind its last valid record"
+        );
+        self.file.set_len(self.kept_bytes).map_err(LogError::io("truncate", &self.path))?;
+        self.file.sync_all().map_err(LogError::io("sync", &self.path))
+    }
+}
+
+/// Checks the end of the log and cuts off what a crash left unfinished, once it is sure that the log is not refused. The caller
+/// holds the lock of the directory. `synced` is up to where the log was once known to be on the disk.
+pub(super) fn repair_tail(dir: &Path, synced: u64, expected: Expected) -> Result<Found, LogError> {
     let mut chunks = list(dir)?;
-    let mut exists = false;
+    if chunks.is_empty() && synced > 0 {
+        return Err(Fault::Damaged(gone(synced)).at(dir, 0));
+    }
+    let (mut end, mut lost, mut unfinished) = (None, None, Vec::new());
     let oldest = chunks.first().map(|chunk| chunk.start);
     // Usually one round. A chunk without its first record is what an interrupted rotation leaves; only then can the one
     // before it also be unfinished (raft-log writes the first record when the older chunk is synced).
-    while let Some(chunk) = chunks.pop() {
-        let file = sync_and_forget(&chunk.path)?;
-        let bytes = fs::read(&chunk.path).map_err(LogError::io("read", &chunk.path))?;
-        let scan = scan(&bytes);
-        match scan.fault {
-            None if scan.valid_bytes > 0 => {
-                exists = true;
-                break;
+    while let Some(Chunk { start, path }) = chunks.pop() {
+        let file = sync_and_forget(&path)?;
+        let mut bytes = fs::read(&path).map_err(LogError::io("read", &path))?;
+        let Scan { valid_bytes, fault } = scan(&bytes);
+        let reaches = start + valid_bytes;
+        if let Some(missing) = lost_end(&path, valid_bytes, synced.saturating_sub(reaches), fault)? {
+            if expected != Expected::Rest {
+                return Err(LogError::LostEnd(missing));
             }
-            None | Some(Fault::Torn) => {}
-            Some(fault) => return Err(fault.at(&chunk.path, scan.valid_bytes)),
+            lost = Some(missing);
         }
-        if scan.valid_bytes == 0 && Some(chunk.start) == oldest && chunk.start > 0 {
+        if valid_bytes == 0 && Some(start) == oldest && start > 0 {
             // The chunks before it were removed when this one was on the disk.
-            return Err(Fault::Damaged("the only chunk has lost its contents".into()).at(&chunk.path, 0));
+            return Err(Fault::Damaged("the only chunk has lost its contents".into()).at(&path, 0));
         }
-        if scan.valid_bytes < bytes.len() as u64 {
-            tracing::warn!(
-                file = %chunk.path.display(),
-                kept_bytes = scan.valid_bytes,
-                dropped_bytes = bytes.len() as u64 - scan.valid_bytes,
-                "cut off the end of the Raft log, which a crash had left unfinished and nobody was told of"
-            );
-            file.set_len(scan.valid_bytes).map_err(LogError::io("truncate", &chunk.path))?;
-            file.sync_all().map_err(LogError::io("sync", &chunk.path))?;
+        if lost.is_some() && valid_bytes > 0 && end_of(&chunks)?.is_some_and(|end| end != start) {
+            // Told before anything is cut: this is not a log that was whole up to here.
+            return Err(gap(&path));
         }
-        if scan.valid_bytes > 0 {
-            exists = true;
+        let dropped = bytes.split_off(usize::try_from(valid_bytes).unwrap_or(usize::MAX).min(bytes.len()));
+        if !dropped.is_empty() {
+            unfinished.push(Unfinished { file, path, kept_bytes: valid_bytes, dropped });
+        }
+        if valid_bytes > 0 {
+            end = Some(reaches);
             break;
         }
         // raft-log removes the empty file.
     }
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(LogError::io("sync", dir))?;
-    Ok(exists)
+    if end.is_none() && expected != Expected::Any {
+        // Before anything is made or cut: otherwise the next start would find a log, and vote with it.
+        return Err(LogError::nothing_left(dir));
+    }
+    let sync_dir = || File::open(dir).and_then(|dir| dir.sync_all()).map_err(LogError::io("sync", dir));
+    if lost.is_some() {
+        unfinished.iter().try_for_each(Unfinished::keep)?;
+        sync_dir()?;
+    }
+    unfinished.iter().try_for_each(Unfinished::cut_off)?;
+    sync_dir()?;
+    Ok(Found { end, lost })
 }
 
-/// Brings a log that was just made to the disk, so that what is written elsewhere may rely on its being there.
-pub(super) fn sync_all(dir: &Path) -> Result<(), LogError> {
-    for chunk in list(dir)? {
-        File::open(&chunk.path).and_then(|file| file.sync_all()).map_err(LogError::io("sync", &chunk.path))?;
+/// What is gone of the end of a chunk, if anything, of which `missing` bytes more were once on the disk. An error if its fault is
+/// another one.
+fn lost_end(path: &Path, offset: u64, missing: u64, fault: Option<Fault>) -> Result<Option<LostEnd>, LogError> {
+    let reason = match fault {
+        None | Some(Fault::Torn) if missing == 0 => return Ok(None),
+        None | Some(Fault::Torn) => gone(missing),
+        // Without a valid record it may be a file of something else.
+        Some(Fault::BadEnd(reason)) if missing > 0 && offset > 0 => {
+            format!("{reason}, and with it {missing} bytes that were on the disk from there on can't be used")
+        }
+        Some(fault) => return Err(fault.at(path, offset)),
+    };
+    Ok(Some(LostEnd { file: path.to_owned(), offset, missing_bytes: missing, reason }))
+}
+
+fn gone(missing: u64) -> String {
+    format!("it ends there, and {missing} bytes that were on the disk behind it are gone")
+}
+
+/// Brings a log that was just made to the disk, so that what is written elsewhere may rely on its being there. Returns up to
+/// where it is there.
+pub(super) fn sync_all(dir: &Path) -> Result<u64, LogError> {
+    let mut end = 0;
+    for Chunk { start, path } in list(dir)? {
+        let file = File::open(&path).map_err(LogError::io("open", &path))?;
+        let bytes = file.metadata().map_err(LogError::io("read", &path))?.len();
+        file.sync_all().map_err(LogError::io("sync", &path))?;
+        end = start + bytes;
     }
-    Ok(())
+    Ok(end)
 }
 
 /// Looks for what kept raft-log from opening the chunks, in more detail than its own `error`.
-pub(super) fn diagnose(dir: &Path, error: io::Error) -> Result<LogError, LogError> {
+pub(super) fn diagnose(dir: &Path, error: io::Error) -> LogError {
+    match (list(dir).and_then(|chunks| end_of(&chunks)), error.kind()) {
+        (Err(found), _) => found,
+        // Each record is sound, but one does not follow from those before it.
+        (Ok(_), io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+            LogError::Damaged { file: dir.to_owned(), offset: 0, reason: error.to_string() }
+        }
+        (Ok(_), _) => LogError::io("open the log in", dir)(error),
+    }
+}
+
+/// Where chunks end that have to be whole and to follow each other; `None` if there are none.
+fn end_of(chunks: &[Chunk]) -> Result<Option<u64>, LogError> {
     let mut end = None;
-    for chunk in list(dir)? {
+    for chunk in chunks {
         if end.is_some_and(|end| end != chunk.start) {
-            let reason = "the chunk before it is missing or too short";
-            return Ok(Fault::Damaged(reason.into()).at(&chunk.path, 0));
+            return Err(gap(&chunk.path));
         }
         let bytes = fs::read(&chunk.path).map_err(LogError::io("read", &chunk.path))?;
         let scan = scan(&bytes);
@@ -124,19 +243,17 @@ pub(super) fn diagnose(dir: &Path, error: io::Error) -> Result<LogError, LogErro
             None => {}
             Some(Fault::Torn) => {
                 let reason = "a chunk that is not the newest ends in the middle of a record";
-                return Ok(Fault::Damaged(reason.into()).at(&chunk.path, scan.valid_bytes));
+                return Err(Fault::Damaged(reason.into()).at(&chunk.path, scan.valid_bytes));
             }
-            Some(fault) => return Ok(fault.at(&chunk.path, scan.valid_bytes)),
+            Some(fault) => return Err(fault.at(&chunk.path, scan.valid_bytes)),
         }
         end = Some(chunk.start + scan.valid_bytes);
     }
-    Ok(match error.kind() {
-        // Each record is sound, but one does not follow from those before it.
-        io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-            LogError::Damaged { file: dir.to_owned(), offset: 0, reason: error.to_string() }
-        }
-        _ => LogError::io("open the log in", dir)(error),
-    })
+    Ok(end)
+}
+
+fn gap(path: &Path) -> LogError {
+    Fault::Damaged("the chunk before it is missing or too short".into()).at(path, 0)
 }
 
 impl Fault {
@@ -144,7 +261,7 @@ impl Fault {
         let file = path.to_owned();
         match self {
             Self::Torn => LogError::Damaged { file, offset, reason: "cut off".into() },
-            Self::Damaged(reason) => LogError::Damaged { file, offset, reason },
+            Self::BadEnd(reason) | Self::Damaged(reason) => LogError::Damaged { file, offset, reason },
             Self::Newer(found) => LogError::Newer { file, found, newest: codec::FORMAT },
         }
     }
@@ -201,7 +318,7 @@ fn judge(rest: &[u8], error: &io::Error) -> Fault {
     if error.kind() == io::ErrorKind::UnexpectedEof || zeros >= ZERO_TAIL_BYTES {
         return Fault::Torn;
     }
-    Fault::Damaged(format!("the last record is complete but bad ({error})"))
+    Fault::BadEnd(format!("the last record is complete but bad ({error})"))
 }
 
 /// Decodes the record at the start of `bytes` and returns its length.

@@ -12,9 +12,8 @@ use futures::Stream;
 use futures::stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
-use raft_log::api::raft_log_writer::RaftLogWriter as _;
 
-use super::codec::{RECORD_OVERHEAD_BYTES, WalPayload, WalVote};
+use super::codec::{RECORD_OVERHEAD_BYTES, WalPayload};
 use super::flush::Waiter;
 use super::wal::{self, next_index};
 use super::{LogStore, READ_BYTES_MAX};
@@ -57,7 +56,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        Ok(self.inner.wal.read().log.log_state().vote().map(|vote| vote.0))
+        Ok(self.inner.wal.read().log.marks().vote)
     }
 }
 
@@ -65,12 +64,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState> {
-        let wal = self.inner.wal.read();
-        let state = wal.log.log_state();
-        Ok(LogState {
-            last_purged_log_id: state.purged().copied().map(LogId::from),
-            last_log_id: state.last().copied().map(LogId::from),
-        })
+        let marks = self.inner.wal.read().log.marks();
+        Ok(LogState { last_purged_log_id: marks.purged.map(LogId::from), last_log_id: marks.last.map(LogId::from) })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -78,20 +73,26 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let vote = WalVote(*vote);
-        self.inner.write_synced(RECORD_OVERHEAD_BYTES, move |wal| wal.log.save_vote(vote).map(drop)).await
+        let vote = *vote;
+        self.inner
+            .write_synced(RECORD_OVERHEAD_BYTES, move |wal| {
+                let end = wal.log.save_vote(vote)?;
+                wal.ends_at(end);
+                Ok(())
+            })
+            .await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed.map(LogPosition::from) else { return Ok(()) };
         self.inner
             .write_mark(RECORD_OVERHEAD_BYTES, move |wal| {
-                let state = wal.log.log_state();
+                let marks = wal.log.marks();
                 // A mark never goes back, and one beyond the log (a snapshot is ahead of it) says nothing about the log.
-                if Some(&committed) <= state.committed() || Some(&committed) > state.last() {
+                if Some(committed) <= marks.committed || Some(committed) > marks.last {
                     return Ok(());
                 }
-                wal.log.commit(committed).map(drop)
+                wal.log.commit(committed)
             })
             .await
     }
@@ -124,7 +125,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.metrics().appended_bytes.inc_by(bytes);
         self.inner
             .write(bytes + count * RECORD_OVERHEAD_BYTES, move |wal| match wal.log.append(records) {
-                Ok(_last) => wal.flush(true, Some(told)),
+                Ok(end) => {
+                    wal.ends_at(end);
+                    wal.flush(true, Some(told))
+                }
                 Err(error) => {
                     told.refuse(&error);
                     Err(error)
@@ -137,10 +141,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let last = last_log_id.map(LogPosition::from);
         self.inner
             .write_mark(RECORD_OVERHEAD_BYTES, move |wal| {
-                if wal.log.log_state().last().is_none_or(|end| next_index(Some(end)) <= next_index(last.as_ref())) {
+                if wal.log.marks().last.is_none_or(|end| next_index(Some(&end)) <= next_index(last.as_ref())) {
                     return Ok(());
                 }
-                wal.log.truncate(next_index(last.as_ref())).map(drop)
+                wal.log.truncate(next_index(last.as_ref()))
             })
             .await
     }

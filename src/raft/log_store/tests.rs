@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod fixture;
 mod machine;
+mod memory;
 
 use std::path::Path;
 
@@ -160,8 +161,8 @@ async fn a_committed_mark_reaches_the_disk_without_an_append() {
     let mut store = open(dir.path());
     append(&mut store, (0..3).map(|index| entry(1, index))).await.unwrap();
     let flushes = |store: &LogStore| {
-        let metrics = store.inner.wal.read().log.stat().flush_metrics;
-        (metrics.batch_count, metrics.sync_batch_count)
+        let metrics = store.inner.wal.read().log.figures();
+        (metrics.writes, metrics.syncs)
     };
     let (writes, fsyncs) = flushes(&store);
     store.save_committed(Some(id(1, 2))).await.unwrap();
@@ -192,7 +193,7 @@ async fn a_committed_mark_costs_no_fsync_under_load() {
         append(&mut store, [entry(1, index)]).await.unwrap();
         store.save_committed(Some(id(1, index))).await.unwrap();
     }
-    let fsyncs = store.inner.wal.read().log.stat().flush_metrics.sync_batch_count;
+    let fsyncs = store.inner.wal.read().log.figures().syncs;
     assert!(fsyncs <= 50, "{fsyncs} fsyncs");
 }
 
@@ -220,6 +221,19 @@ async fn a_reset_log_continues_behind_the_position() {
     assert_eq!((store.purged(), store.last()), (Some(position(4, 1_000)), Some(position(4, 1_000))));
     append(&mut store, [entry(4, 1_001)]).await.unwrap();
     assert_eq!(all(&mut store).await, [entry(4, 1_001)]);
+}
+
+#[tokio::test]
+async fn until_it_is_told_what_is_archived_all_is_kept_and_after_each_start_again() {
+    let dir = TempDir::new().unwrap();
+    for _ in 0..2 {
+        let store = open(dir.path());
+        assert_eq!(store.kept_behind(), Some(0));
+        store.keep_behind(Some(7));
+        assert_eq!(store.kept_behind(), Some(7));
+        store.keep_behind(None);
+        assert_eq!(store.kept_behind(), None);
+    }
 }
 
 #[tokio::test]

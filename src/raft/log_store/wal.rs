@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use raft_log::RaftLog;
-use raft_log::api::raft_log_writer::RaftLogWriter as _;
 use tokio::sync::oneshot;
 
-use super::codec::{RECORD_OVERHEAD_BYTES, WalTypes};
+use super::codec::RECORD_OVERHEAD_BYTES;
 use super::flush::{FlushContext, Flushed, Waiter};
+use super::journal::Journal;
 use super::{COMMITTED_QUIET, COMMITTED_TICK, LogError};
+use crate::host;
 use crate::raft::types::Entry;
 use crate::types::LogPosition;
 
@@ -35,6 +35,8 @@ const CHECKPOINT_BYTES: u64 = 256;
 pub(super) struct Inner {
     pub(super) dir: PathBuf,
     pub(super) created: bool,
+    /// Up to where it was on the disk when it was opened, in the stream of all chunks; 0 in memory.
+    pub(super) found_end: u64,
     pub(super) chunk_bytes: u64,
     pub(super) wal: RwLock<Wal>,
     pub(super) context: Arc<FlushContext>,
@@ -44,11 +46,13 @@ pub(super) struct Inner {
 
 /// raft-log, and what is known about it from outside.
 pub(super) struct Wal {
-    pub(super) log: RaftLog<WalTypes>,
+    pub(super) log: Journal,
     /// An upper bound for the size of the open chunk, in bytes.
     open_bytes: u64,
     /// Where the open chunk begins.
     open_start: u64,
+    /// The end of the last entry or vote, in the stream of all chunks.
+    end: u64,
     /// The first indexes of the last two chunks: entries from there on are in memory, or were written so lately that the
     /// page cache has them.
     recent_from: [u64; 2],
@@ -69,15 +73,15 @@ struct Marks {
 }
 
 impl Wal {
-    pub(super) fn new(log: RaftLog<WalTypes>) -> Self {
-        let stat = log.stat();
+    pub(super) fn new(log: Journal) -> Self {
         // The cache holds the newest entries without a gap.
-        let recent = next_index(log.log_state().last()).saturating_sub(stat.payload_cache_item_count);
-        let open = stat.open_chunk;
+        let recent = next_index(log.marks().last.as_ref()).saturating_sub(log.figures().cached_entries);
+        let open = log.open_chunk();
         Self {
             log,
-            open_bytes: open.size,
-            open_start: open.chunk_id.offset(),
+            open_bytes: open.bytes,
+            open_start: open.start,
+            end: open.start + open.bytes,
             recent_from: [recent; 2],
             marks: Marks::default(),
         }
@@ -86,13 +90,24 @@ impl Wal {
     /// Checks that the entries between the purge mark and the last one are there; raft-log only knows that those it has
     /// follow on each other.
     pub(super) fn check_complete(&self, dir: &Path) -> Result<(), LogError> {
-        let state = self.log.log_state();
-        let Some(last) = state.last().filter(|last| Some(*last) > state.purged()) else { return Ok(()) };
-        let first = next_index(state.purged());
+        let marks = self.log.marks();
+        let Some(last) = marks.last.filter(|last| Some(*last) > marks.purged) else { return Ok(()) };
+        let first = next_index(marks.purged.as_ref());
         for index in [first, last.index.get()] {
-            match self.log.read(index, index.saturating_add(1)).next() {
-                Some(Ok((found, _payload))) if index == first || found == *last => {}
-                Some(Err(error)) => return Err(LogError::io("read the log in", dir)(error)),
+            let mut found = None;
+            let read = self.log.read(index, index.saturating_add(1), |position, _payload| {
+                found = Some(position);
+                Ok(false)
+            });
+            read.map_err(|error| match error.kind() {
+                // The chunk that should hold the entry does not: it has the contents of another one.
+                io::ErrorKind::NotFound => {
+                    LogError::Damaged { file: dir.to_owned(), offset: 0, reason: error.to_string() }
+                }
+                _ => LogError::io("read the log in", dir)(error),
+            })?;
+            match found {
+                Some(found) if index == first || found == last => {}
                 _ => {
                     let reason = format!("entry {index} is missing from the log, which should hold {first} to {last}");
                     return Err(LogError::Damaged { file: dir.to_owned(), offset: 0, reason });
@@ -103,21 +118,27 @@ impl Wal {
     }
 
     /// Hands everything that is not yet handed over to the writer.
-    pub(super) fn flush(&mut self, sync: bool, told: Option<Flushed>) -> io::Result<()> {
+    pub(super) fn flush(&mut self, sync: bool, mut told: Option<Flushed>) -> io::Result<()> {
         self.marks.written = self.marks.made;
         if sync {
             self.marks.synced = self.marks.made;
+            told = told.map(|told| told.synced_up_to(self.end));
         }
         self.log.flush(sync, told)
     }
 
+    /// Notes where an entry or a vote ends.
+    pub(super) fn ends_at(&mut self, end: u64) {
+        self.end = end;
+    }
+
     /// Learns from raft-log what a write may have changed that could fill the chunk.
     fn settle(&mut self) {
-        let open = self.log.stat().open_chunk;
-        self.open_bytes = open.size;
-        if open.chunk_id.offset() != self.open_start {
-            self.open_start = open.chunk_id.offset();
-            self.recent_from = [self.recent_from[1], next_index(self.log.log_state().last())];
+        let open = self.log.open_chunk();
+        self.open_bytes = open.bytes;
+        if open.start != self.open_start {
+            self.open_start = open.start;
+            self.recent_from = [self.recent_from[1], next_index(self.log.marks().last.as_ref())];
         }
     }
 
@@ -125,14 +146,14 @@ impl Wal {
         let mut entries = Vec::new();
         let mut bytes = 0;
         // raft-log wants start <= end.
-        for entry in self.log.read(range.start, range.end.max(range.start)) {
-            let (position, payload) = entry?;
+        self.log.read(range.start, range.end.max(range.start), |position, payload| {
             bytes += payload.len() as u64 + RECORD_OVERHEAD_BYTES;
             if bytes > bytes_max && !entries.is_empty() {
-                break;
+                return Ok(false);
             }
             entries.push(payload.decode_entry(position)?);
-        }
+            Ok(true)
+        })?;
         Ok(entries)
     }
 }
@@ -265,7 +286,7 @@ async fn follow_up(store: Weak<Inner>) {
 }
 
 async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(job).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    host::spawn_blocking(job).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// The index behind a position.

@@ -285,6 +285,7 @@ impl ProposerLoop {
     pub(in crate::raft) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         tokio::select! {
+            biased;
             () = self.drive() => {}
             () = shutdown.cancelled() => {}
         }
@@ -315,6 +316,7 @@ impl ProposerLoop {
             let paused = self.pause.is_some();
             let rest = self.in_flight.rests_until().filter(|_| !paused && self.queue.commands() > 0);
             tokio::select! {
+                biased;
                 again = self.in_flight.end() => self.try_again(again),
                 () = changes.changed() => self.pause = None,
                 () = pause_end(self.pause), if paused => self.pause = None,

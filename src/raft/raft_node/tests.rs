@@ -6,6 +6,7 @@
 
 mod committed;
 mod elections;
+mod idle;
 mod proposing;
 mod quorum;
 mod reading;

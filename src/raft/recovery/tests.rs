@@ -285,6 +285,7 @@ async fn a_snapshot_ahead_of_the_log_is_what_the_log_begins_behind() {
     let dir = tempfile::tempdir().unwrap();
     let mut pair = Pair::open(dir.path()).await.unwrap();
     pair.write(entries(1, 0..100), 99).await;
+    pair.log.save_committed(Some(id(1, 98))).await.unwrap();
     pair.close().await;
     let cut_log = keep(dir.path(), "log");
     let mut pair = Pair::open(dir.path()).await.unwrap();
@@ -305,6 +306,7 @@ async fn a_log_with_an_old_leaders_tail_gives_way_to_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let mut pair = Pair::open(dir.path()).await.unwrap();
     pair.write(entries(1, 0..104), 99).await;
+    pair.log.save_committed(Some(id(1, 99))).await.unwrap();
     pair.close().await;
     let old_tail = keep(dir.path(), "log");
     let mut pair = Pair::open(dir.path()).await.unwrap();

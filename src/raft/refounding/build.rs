@@ -1,11 +1,15 @@
-//! Makes log and snapshot of the new cluster's only member.
+//! Makes log, snapshot and engine of the new cluster's only member.
 //!
-//! Guarantees: on return everything is on disk, and the snapshot was read back; after an error the folder is of no use.
+//! The engine in which the state is built is the one that the member begins with, and the snapshot grows beside it: what is
+//! loaded is taken over as it is, and what is applied is added at the end, while the engine takes it, too. Guarantees: on
+//! return everything is on disk, the snapshot was read back, and the engine says that it is at the snapshot's last entry
+//! (otherwise the member's start would not use it); after an error the folder is of no use.
 //! Leaves out: choosing the folder, and bringing it into its place (`node::refounding`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use openraft::EntryPayload;
 use openraft::storage::RaftLogStorage as _;
@@ -16,22 +20,26 @@ use crate::clock;
 use crate::raft::engine_home::EngineHome;
 use crate::raft::log_store::{LogConfig, LogStore};
 use crate::raft::membership::encode_membership;
-use crate::raft::recovery::{Recovered, load_snapshot};
-use crate::raft::snapshot_store::EXTENSION;
+use crate::raft::recovery::load_from;
+use crate::raft::snapshot_store::file_name;
 use crate::raft::types::{Entry, Membership, StoredMembership, Vote};
-use crate::state::snapshot::{self, SnapshotMeta, SnapshotSummary};
-use crate::state::{StateConfig, StateMachine};
+use crate::state::snapshot::{Draft, SnapshotMeta, SnapshotReader, SnapshotSummary};
+use crate::state::{LoadError, PinnedState, StateConfig, StateMachine};
+use crate::storage;
 use crate::types::limits::JSON_INTEGER_MAX;
 use crate::types::{ClusterId, LogPosition, Revision};
 
-/// Where the state is built; removed at the end.
-const WORKSHOP: &str = "workshop";
+/// Where engines live, and snapshots.
+const ENGINES: &str = "state";
+const SNAPSHOTS: &str = "snapshots";
+
+/// What the snapshot is called while it grows; a start removes a file of such a name.
+const DRAFT: &str = "new.snapshot.tmp";
 
 /// Memory for the pages of the state while it is built, in bytes, beside what an engine takes at least.
 const ENGINE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Makes `log/`, `snapshots/` and an empty `state/` in the folder `into`, which is empty, from what was surveyed. Revisions
-/// go on `skipped` higher, and history is given up below there; with 0 both stay.
+/// Makes `log/`, `snapshots/` and `state/` in the folder `into`, which is empty, from what was surveyed. Revisions go on `skipped` higher, and history is given up below there; with 0 both stay.
 ///
 /// Takes as long as the data is large, and blocks on the disk meanwhile.
 ///
@@ -48,19 +56,37 @@ pub async fn refound(
     if source.last != survey.last {
         return Err(RefoundError::Changed);
     }
-    let workshop = into.join(WORKSHOP);
-    let mut machine = begin(&source, &workshop).await?;
+    let (mut machine, draft) = begin(&source, into).await?;
     source.each_entry(|entry| replay(&mut machine, entry)).await?;
     drop(source);
     let position = LogPosition { term: survey.term.next(), leader: founder.id, index: survey.last.index.next() };
-    let made = establish(machine, position, founder, Raise::By(skipped), into, config).await?;
-    // The last user of the engine has gone with the machine, so its files may go, too.
-    fs::remove_dir_all(&workshop).map_err(RefoundError::io("remove", &workshop))?;
-    Ok(made)
+    establish(machine, draft, position, founder, Raise::By(skipped), into, config).await
 }
 
-/// Makes `log/`, `snapshots/` and an empty `state/` in the folder `into` from a state that was built elsewhere. The members
-/// in it are replaced by the founder; where revisions are raised, history is given up below.
+/// Where the engine of a member must be built that is made in the folder `into`: in there. The folder around it is made.
+///
+/// # Errors
+/// [`RefoundError::Io`].
+pub fn first_engine(into: &Path) -> Result<PathBuf, RefoundError> {
+    let folder = into.join(ENGINES);
+    fs::create_dir(&folder).map_err(RefoundError::io("create", &folder))?;
+    Ok(EngineHome::first_in(&folder))
+}
+
+/// Begins the snapshot of a member that is made in the folder `into`: for the records that the state begins with.
+///
+/// # Errors
+/// [`RefoundError::Io`].
+pub fn begin_snapshot(into: &Path) -> Result<Draft, RefoundError> {
+    let folder = into.join(SNAPSHOTS);
+    fs::create_dir(&folder).map_err(RefoundError::io("create", &folder))?;
+    let path = folder.join(DRAFT);
+    Draft::create(&path).map_err(RefoundError::io("create", &path))
+}
+
+/// Makes a member in the folder `into` of a state that was built there, in the engine [`first_engine`]; of its records the
+/// oldest are in the snapshot that was begun there ([`begin_snapshot`]), or none. The members in it are replaced by the
+/// founder; where revisions are raised, history is given up below.
 ///
 /// Takes as long as the data is large, and blocks on the disk meanwhile. The machine, and with it the last user of its
 /// engine, is gone on return.
@@ -69,6 +95,7 @@ pub async fn refound(
 /// [`RefoundError`].
 pub async fn found(
     machine: StateMachine,
+    draft: Draft,
     founder: &Founder,
     raise: Raise,
     into: &Path,
@@ -76,12 +103,13 @@ pub async fn found(
 ) -> Result<Refounded, RefoundError> {
     let last = machine.applied().position.ok_or(RefoundError::Empty)?;
     let position = LogPosition { term: last.term.next(), leader: founder.id, index: last.index.next() };
-    establish(machine, position, founder, raise, into, config).await
+    establish(machine, draft, position, founder, raise, into, config).await
 }
 
 /// Makes all of the new member but its identity. The entry at `position` sets the membership.
 async fn establish(
     mut machine: StateMachine,
+    draft: Draft,
     position: LogPosition,
     founder: &Founder,
     raise: Raise,
@@ -89,33 +117,57 @@ async fn establish(
     config: LogConfig,
 ) -> Result<Refounded, RefoundError> {
     machine.apply_membership(position, encode_membership(&alone(founder, position)?));
-    machine.publish();
     let revision_before = machine.applied().revision;
     let revision = later(revision_before, raise)?;
-    let (folder, cluster) = (into.join("snapshots"), founder.cluster);
-    let write = move || write_snapshot(&machine, &folder, cluster, revision);
-    let SnapshotSummary { keys, file_bytes, .. } = blocking(write).await?;
+    machine.skip_to(revision);
+    machine.publish();
+    let (folder, cluster) = (into.join(SNAPSHOTS), founder.cluster);
+    let SnapshotSummary { keys, file_bytes, .. } =
+        blocking(move || complete(&machine, draft, &folder, cluster)).await?;
     begin_log(&into.join("log"), position, config).await?;
-    let state = into.join("state");
-    fs::create_dir(&state).map_err(RefoundError::io("create", &state))?;
+    sync(&into.join(ENGINES))?;
     sync(into)?;
     Ok(Refounded { position, revision_before, revision, keys, snapshot_bytes: file_bytes })
 }
 
-/// The state that the source begins with.
-async fn begin(source: &Opened, workshop: &Path) -> Result<StateMachine, RefoundError> {
-    let (home, snapshot) = (EngineHome::new(workshop, ENGINE_CACHE_BYTES), source.snapshot.clone());
+/// Brings a state to disk: into its engine and, beside that, into the snapshot.
+fn complete(
+    machine: &StateMachine,
+    draft: Draft,
+    folder: &Path,
+    cluster: ClusterId,
+) -> Result<SnapshotSummary, RefoundError> {
+    let (checkpointer, pinned) = (machine.checkpointer(), machine.pin());
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| checkpointer.run());
+        let counting = scope.spawn(|| pinned.keys());
+        let written = write_snapshot(&pinned, draft, folder, cluster, || joined(counting.join()));
+        joined(moving.join())?;
+        written
+    })
+}
+
+fn joined<T>(thread: thread::Result<T>) -> T {
+    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The state that the source begins with, and the snapshot that has its records.
+async fn begin(source: &Opened, into: &Path) -> Result<(StateMachine, Draft), RefoundError> {
+    let (home, mut draft) = (EngineHome::new(&into.join(ENGINES), ENGINE_CACHE_BYTES), begin_snapshot(into)?);
+    let snapshot = source.snapshot.clone();
     let loaded = blocking(move || {
         let config = StateConfig::default();
-        match snapshot {
-            Some(snapshot) => Ok(load_snapshot(&home, &snapshot, &config)?),
-            None => {
-                let generation = home.open_fresh()?;
-                Ok(Recovered { machine: StateMachine::open(generation.clone(), config)?, generation })
-            }
-        }
+        let Some(snapshot) = snapshot else {
+            let generation = home.open_fresh()?;
+            return Ok((StateMachine::open(generation, config)?, draft));
+        };
+        let mut reader = SnapshotReader::open(snapshot.path()).map_err(LoadError::Records)?;
+        reader.copy_to(draft);
+        let machine = load_from(&home, &mut reader, &config)?.machine;
+        draft = reader.into_draft().expect("what was loaded was read to its end");
+        Ok((machine, draft))
     });
-    Ok(loaded.await?.machine)
+    loaded.await
 }
 
 /// Applies one entry, as every node does or would have done. Nothing else is to be served meanwhile, so it may block.
@@ -160,28 +212,19 @@ fn later(revision: Revision, raise: Raise) -> Result<Revision, RefoundError> {
     })
 }
 
-/// Writes the state as a snapshot of another cluster that is at `revision`.
+/// Completes the snapshot of a state, as one of another cluster.
 fn write_snapshot(
-    machine: &StateMachine,
+    pinned: &PinnedState,
+    mut draft: Draft,
     folder: &Path,
-    cluster_id: ClusterId,
-    revision: Revision,
+    cluster: ClusterId,
+    keys: impl FnOnce() -> Result<u64, storage::Error>,
 ) -> Result<SnapshotSummary, RefoundError> {
-    let pinned = machine.pin();
-    let applied = pinned.applied();
-    let (term, index) = applied.position.map_or((0, 0), |position| (position.term.get(), position.index.get()));
-    let meta = SnapshotMeta {
-        cluster_id,
-        position: applied.position,
-        membership: applied.membership.clone(),
-        revision,
-        compacted: if revision > applied.revision { revision } else { applied.compacted },
-        hash: applied.hash,
-        created_at: clock::wall(),
-    };
-    fs::create_dir(folder).map_err(RefoundError::io("create", folder))?;
-    let path = folder.join(format!("{term}-{index}.{EXTENSION}"));
-    Ok(snapshot::write(&path, &meta, pinned.keys()?, pinned.records())?)
+    for record in pinned.records_from(draft.next_revision()) {
+        draft.push::<storage::Error>(&record?)?;
+    }
+    let meta = SnapshotMeta::of(cluster, pinned.applied(), clock::wall());
+    Ok(draft.finish::<storage::Error>(&folder.join(file_name(&meta)), &meta, keys()?)?)
 }
 
 /// Makes a log that begins behind `position`, and in which its leader has voted for itself in that term.

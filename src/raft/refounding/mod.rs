@@ -1,8 +1,8 @@
 //! Founding a cluster anew out of what one member has, once the quorum of the old one is lost for good.
 //!
 //! It works on the truth alone: the log and the snapshot files of a stopped member, or one snapshot file. The state engine
-//! is a checkpoint of these and is not looked at. [`survey`] reads and counts; [`refound`] makes the log and the snapshot
-//! of the new cluster's only member, in a folder of its own:
+//! is a checkpoint of these and is not looked at. [`survey`] reads and counts; [`refound`] makes log, snapshot and engine of
+//! the new cluster's only member, in a folder of its own:
 //!
 //! * **Every entry of the log is applied**, also those behind the committed mark: the mark lags, and an entry that is on
 //!   this disk may have been acknowledged. So writes may come to be whose callers were never told that they were done;
@@ -17,8 +17,10 @@
 //!
 //! A state that was rebuilt from the off-site archive is made into a cluster in the same way ([`found`]).
 //!
+//! The log may have lost its end: it is read up to there, and the survey tells.
+//!
 //! Guarantees: the source stays as it is, but for what every start does to a log (a tail that a crash left unfinished is
-//! cut off); what was made is complete, read back and synced on return. Leaves out: the identity and the exchange of the
+//! cut off; of a log whose end is lost it is put into a file beside it); what was made is complete, read back and synced on return. Leaves out: the identity and the exchange of the
 //! old for the new (`node::refounding`), and whether it is wise (`cli`).
 
 mod build;
@@ -29,7 +31,7 @@ pub(super) mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::log_store::LogError;
+use super::log_store::{LogError, LostEnd};
 use super::membership::MembershipError;
 use super::snapshot_store::SnapshotStoreError;
 use crate::state::LoadError;
@@ -37,7 +39,7 @@ use crate::state::snapshot::{SnapshotError, WriteError};
 use crate::storage;
 use crate::types::{ClusterId, LogPosition, Member, NodeId, Revision, Term, WallTime};
 
-pub use build::{found, refound};
+pub use build::{begin_snapshot, first_engine, found, refound};
 pub use source::survey;
 
 /// Where the data comes from.
@@ -67,6 +69,9 @@ pub struct Survey {
     pub committed: Option<LogPosition>,
     /// The last entry. Of two survivors the one whose last entry is greater has more: by term, then leader, then index.
     pub last: LogPosition,
+    /// What the log has lost behind the last entry; writes that were acknowledged may have been there. What it had said there
+    /// to drop, entries that another leader had replaced, is found again.
+    pub lost_end: Option<LostEnd>,
     /// The greatest term that was seen here.
     pub term: Term,
     /// What the log holds behind the snapshot.
@@ -78,6 +83,15 @@ pub struct Survey {
     pub last_command_at: Option<WallTime>,
     /// The members as of the last entry: id, what is known of it, whether it votes.
     pub members: Vec<(NodeId, Member, bool)>,
+}
+
+impl Survey {
+    /// The revision of the store behind the last entry is not above this one: a command makes one at most.
+    #[must_use]
+    pub fn revision_max(&self) -> Revision {
+        let begun = self.snapshot.as_ref().map_or(0, |file| file.revision.get());
+        Revision::new(begun + self.logged.commands)
+    }
 }
 
 /// A snapshot file that was read to its end and found sound.
@@ -213,7 +227,7 @@ impl RefoundError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Log(error) => matches!(error, LogError::Damaged { .. }),
+            Self::Log(error) => error.is_damage(),
             Self::Snapshot { source, .. } => match source {
                 SnapshotStoreError::File(error) => {
                     use SnapshotError::{Cut, Damaged, NotASnapshot};

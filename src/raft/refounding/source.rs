@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use openraft::EntryPayload;
 
 use super::{Counted, DataSource, RefoundError, Survey, SurveyedSnapshot};
-use crate::raft::log_store::{LogConfig, LogStore, READ_BYTES_MAX};
+use crate::raft::log_store::{LogConfig, LogStore, LostEnd, READ_BYTES_MAX};
 use crate::raft::snapshot_store::{EXTENSION, SnapshotHandle, SnapshotStoreError};
 use crate::raft::types::{Entry, Membership};
 use crate::state::snapshot::{self, SnapshotError};
@@ -20,6 +20,8 @@ pub(super) struct Opened {
     /// What is begun with.
     pub(super) snapshot: Option<SnapshotHandle>,
     pub(super) log: Option<LogStore>,
+    /// What the log has lost at its end.
+    lost_end: Option<LostEnd>,
     /// The entries that continue the snapshot.
     pub(super) replay: Range<u64>,
     /// The last entry of all.
@@ -51,6 +53,7 @@ pub async fn survey(source: DataSource, config: LogConfig) -> Result<Survey, Ref
         snapshot: opened.snapshot.as_ref().and_then(surveyed),
         committed,
         last: opened.last,
+        lost_end: opened.lost_end,
         term,
         logged: tally.logged,
         doubtful: tally.doubtful,
@@ -140,15 +143,20 @@ impl Opened {
                 });
                 let file = file.await?;
                 let last = file.meta().position.ok_or(RefoundError::Empty)?;
-                Ok(Self { snapshot: Some(file), log: None, replay: 0..0, last })
+                Ok(Self { snapshot: Some(file), log: None, lost_end: None, replay: 0..0, last })
             }
             DataSource::Member { dir, cluster } => {
-                let (mut log, snapshot) = blocking(move || open_member(&dir, cluster, config)).await?;
+                let opening = move || {
+                    let (log, lost_end) = LogStore::open_rest(&dir.join("log"), config)?;
+                    let snapshot = snapshot_for(&dir, cluster, &log)?;
+                    Ok((log, lost_end, snapshot))
+                };
+                let (mut log, lost_end, snapshot) = blocking(opening).await?;
                 let begun = snapshot.as_ref().and_then(|file| file.meta().position);
                 let replay = continuing(begun, &mut log).await?;
                 let last = if replay.is_empty() { begun } else { log.last() };
                 let last = last.ok_or(RefoundError::Empty)?;
-                Ok(Self { snapshot, log: Some(log), replay, last })
+                Ok(Self { snapshot, log: Some(log), lost_end, replay, last })
             }
         }
     }
@@ -178,14 +186,8 @@ impl Opened {
     }
 }
 
-/// Opens the log of a member, and finds the newest whole snapshot that it continues.
-fn open_member(
-    dir: &Path,
-    cluster: ClusterId,
-    config: LogConfig,
-) -> Result<(LogStore, Option<SnapshotHandle>), RefoundError> {
-    let log = LogStore::open(&dir.join("log"), config)?;
-    log.must_have_existed()?;
+/// Finds the newest whole snapshot of a member that its log continues.
+fn snapshot_for(dir: &Path, cluster: ClusterId, log: &LogStore) -> Result<Option<SnapshotHandle>, RefoundError> {
     let purged = log.purged();
     let (mut candidates, mut passed_over) = (Vec::new(), None::<RefoundError>);
     let mut pass_over = |error| passed_over = passed_over.take().filter(|other| !other.is_damage()).or(Some(error));
@@ -201,12 +203,12 @@ fn open_member(
     candidates.sort_by_key(|file| std::cmp::Reverse(file.meta().position));
     for file in candidates {
         match file.verify_again() {
-            Ok(()) => return Ok((log, Some(file))),
+            Ok(()) => return Ok(Some(file)),
             Err(error) => pass_over(unusable(file.path(), error.into())),
         }
     }
     match (purged, passed_over) {
-        (None, _) => Ok((log, None)),
+        (None, _) => Ok(None),
         // Whole, perhaps, and only not to be read by this program or user: nothing to give this member up for.
         (Some(_), Some(error)) if !error.is_damage() => Err(error),
         (Some(purged), _) => Err(RefoundError::Unrecoverable { purged: purged.index.get() }),

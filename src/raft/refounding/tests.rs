@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use self::fixture::{Left, OLD, TERM, VOTED, leave, log_id, member, put, snapshot};
+use self::fixture::{Left, OLD, TERM, VOTED, leave, log_id, lose_end, member, put, snapshot};
 use super::*;
 use crate::clock;
 use crate::raft::{Fatal, LogConfig, OpenError, RaftConfig, RaftIdentity, RaftNode};
@@ -71,6 +71,11 @@ async fn serves(dir: &Path, made: &Refounded, last: u64) {
     assert_eq!(status.last_log_index(), Some(made.position.index.get() + 2));
     assert!(status.term() > made.position.term);
     node.stop().await;
+    // It began with the state that was built: another one would have another number.
+    assert_eq!(
+        fs::read_dir(dir.join("state")).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(),
+        ["1"]
+    );
 }
 
 fn files(dir: &Path) -> BTreeMap<std::path::PathBuf, Vec<u8>> {
@@ -236,6 +241,27 @@ async fn a_damaged_log_and_a_snapshot_of_another_cluster_are_refused() {
     snapshot(&dir.path().join("snapshots"), NEW, 10, 3);
     let refused = look(dir.path()).await.unwrap_err();
     assert!(matches!(refused, RefoundError::Unrecoverable { .. }), "{refused}");
+}
+
+/// The member itself is refused with it for ever: only what is left of the log is read.
+#[tokio::test]
+async fn a_log_that_lost_its_end_is_taken_up_to_there_and_tells_what_is_missing() {
+    for behind in [0, 30] {
+        let dir = left(Left::default()).await;
+        assert_eq!(look(dir.path()).await.unwrap().lost_end, None);
+        let lost = lose_end(dir.path(), 20, behind);
+        let survey = look(dir.path()).await.unwrap();
+        assert_eq!(survey.lost_end.as_ref().map(|end| end.missing_bytes), Some(lost));
+        assert_eq!((survey.last, survey.revision_max().get()), (log_id(19).into(), 19));
+        assert_eq!(look(dir.path()).await.unwrap(), survey, "cut {behind} bytes behind the record");
+        let (into, made) = found(&survey, 1_000).await;
+        // The last vote stood behind the entry that is gone.
+        assert_eq!((made.position.term, made.position.index.get()), (TERM.next(), 20));
+        assert_eq!((made.revision_before.get(), made.keys), (19, 19));
+        serves(into.path(), &made, 19).await;
+        let refused = open(dir.path(), OLD).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("are gone") && refused.contains("'quorate recover'"), "{refused}");
+    }
 }
 
 #[tokio::test]

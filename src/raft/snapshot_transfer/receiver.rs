@@ -10,9 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::task::spawn_blocking;
-
 use super::TransferMetrics;
+use crate::host::spawn_blocking;
 use crate::raft::messages::{SnapshotOffer, SnapshotPart};
 use crate::types::LogPosition;
 

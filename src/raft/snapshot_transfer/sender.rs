@@ -12,12 +12,12 @@ use bytes::Bytes;
 use openraft::AnyError;
 use openraft::error::{RPCError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
-use tokio::task::spawn_blocking;
 
 use super::Outgoing;
 use super::holds::Hold;
 use super::{PART_BYTES_MAX, PART_BYTES_MIN};
 use crate::clock::{self, Instant};
+use crate::host::spawn_blocking;
 use crate::raft::background;
 use crate::raft::messages::{Request, Response, SnapshotOffer, SnapshotPart};
 use crate::raft::network::{PeerClient, PeerError, unexpected};

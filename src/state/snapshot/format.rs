@@ -15,7 +15,13 @@ use crate::types::{Key, LeaseId, Revision};
 /// |---|---|---|
 /// | 1 | by key and revision | follow from the records |
 /// | 2 | by revision and the place in it, as the state has them | as the writer counted them |
-pub const FORMAT_VERSION: u8 = 2;
+/// | 3 | as in 2; the declared places for backups stand behind the rest of the header | |
+///
+/// Version 3 is written only if places are declared, so that older programs read whatever they can.
+pub const FORMAT_VERSION: u8 = 3;
+
+/// The version of a file without declared places.
+pub(super) const FORMAT_PLAIN: u8 = 2;
 
 /// The longest header frame, in bytes; the membership is what varies in it.
 pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
@@ -41,6 +47,9 @@ pub(super) const HEADER_MAGIC: [u8; 4] = *b"QSNH";
 
 /// Section of the versioned records.
 pub(super) const SECTION_RECORDS: u16 = 1;
+
+/// Section of nothing: zeros that keep room for a header which was not known yet when what follows was written.
+pub(super) const SECTION_PADDING: u16 = 2;
 
 /// Section of the footer: the one block of it is the last of the file.
 pub(super) const SECTION_END: u16 = u16::MAX;
@@ -107,6 +116,12 @@ pub(super) struct BlockHead {
 }
 
 impl BlockHead {
+    /// The head of a block with this stored form.
+    pub(super) fn of(section: u16, flags: u16, items: u32, plain_len: usize, stored: &[u8]) -> Self {
+        let (stored_len, body_crc) = (stored.len() as u32, crc32c::crc32c(stored));
+        Self { section, flags, stored_len, plain_len: plain_len as u32, items, body_crc }
+    }
+
     pub(super) fn encode(&self) -> [u8; BLOCK_HEAD_BYTES] {
         let mut out = [0; BLOCK_HEAD_BYTES];
         out[..2].copy_from_slice(&self.section.to_le_bytes());

@@ -10,6 +10,7 @@
 //! one travels (`raft`, `backup`), and encryption (`backup`). Reading back goes through the operating system: it proves
 //! what was handed over and can be found again under the name, not what a lying disk keeps after a power cut.
 
+mod draft;
 mod error;
 mod format;
 mod reader;
@@ -22,8 +23,10 @@ mod tests;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::{Applied, Targets};
 use crate::types::{ClusterId, LogPosition, Revision, WallTime};
 
+pub use draft::Draft;
 pub use error::{SnapshotError, WriteError};
 pub use format::{BLOCK_BYTES_MAX, BLOCK_TARGET_BYTES, FORMAT_VERSION, HEADER_BYTES_MAX};
 pub use reader::{SnapshotReader, inspect, verify, verify_stream};
@@ -46,6 +49,31 @@ pub struct SnapshotMeta {
     pub hash: u128,
     /// When it was made. For people: nothing is decided by it.
     pub created_at: WallTime,
+    /// The places for backups that are declared.
+    #[serde(skip)]
+    pub targets: Targets,
+}
+
+impl SnapshotMeta {
+    /// The state that the snapshot is of, as [`load`](super::load()) wants it.
+    #[must_use]
+    pub fn applied(&self) -> Applied {
+        Applied {
+            position: self.position,
+            revision: self.revision,
+            compacted: self.compacted,
+            membership: self.membership.clone(),
+            hash: self.hash,
+            targets: self.targets.clone(),
+        }
+    }
+
+    /// What a snapshot of this state says at its beginning.
+    #[must_use]
+    pub fn of(cluster_id: ClusterId, applied: &Applied, created_at: WallTime) -> Self {
+        let Applied { position, revision, compacted, membership, hash, targets } = applied.clone();
+        Self { cluster_id, position, membership, revision, compacted, hash, created_at, targets }
+    }
 }
 
 /// What a complete, verified snapshot holds.

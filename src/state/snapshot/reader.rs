@@ -14,12 +14,12 @@ use sha2::{Digest, Sha256};
 use zstd::bulk::Decompressor;
 
 use super::format::{
-    BLOCK_BYTES_MAX, BLOCK_HEAD_BYTES, BlockHead, FLAG_SKIPPABLE, FLAG_ZSTD, FOOTER_BYTES, FORMAT_VERSION, Footer,
-    HEADER_BYTES_MAX, HEADER_MAGIC, MAGIC, PREAMBLE_BYTES, RECORD_BYTES_MIN, Records, SECTION_END, SECTION_RECORDS,
-    decode_preamble,
+    BLOCK_BYTES_MAX, BLOCK_HEAD_BYTES, BlockHead, FLAG_SKIPPABLE, FLAG_ZSTD, FOOTER_BYTES, FORMAT_PLAIN,
+    FORMAT_VERSION, Footer, HEADER_BYTES_MAX, HEADER_MAGIC, MAGIC, PREAMBLE_BYTES, RECORD_BYTES_MIN, Records,
+    SECTION_END, SECTION_RECORDS, decode_preamble,
 };
 use super::tally::{RecordOrder, Tally};
-use super::{SnapshotError, SnapshotMeta, SnapshotSummary};
+use super::{Draft, SnapshotError, SnapshotMeta, SnapshotSummary};
 use crate::codec::framed::{self, FrameError};
 use crate::state::VersionedRecord;
 
@@ -43,6 +43,8 @@ pub struct SnapshotReader<R = BufReader<File>> {
     chain: u32,
     /// The newest record; held back until it is known whether it is the last.
     held: Option<VersionedRecord>,
+    /// What takes over the blocks of records, once they were checked.
+    draft: Option<Draft>,
     is_over: bool,
     summary: Option<SnapshotSummary>,
 }
@@ -90,6 +92,7 @@ impl<R: Read> SnapshotReader<R> {
             blocks: 0,
             chain,
             held: None,
+            draft: None,
             is_over: false,
             summary: None,
         })
@@ -99,6 +102,22 @@ impl<R: Read> SnapshotReader<R> {
     #[must_use]
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
+    }
+
+    /// Has a new file take over the records as they are read; [`Self::into_draft`] gives it back. One of an older format has
+    /// them in another order, so that nothing is taken over. Before the first record.
+    pub fn copy_to(&mut self, draft: Draft) {
+        self.draft = Some(draft);
+    }
+
+    /// The file that was given to [`Self::copy_to`], once all was read and found sound.
+    #[must_use]
+    pub fn into_draft(self) -> Option<Draft> {
+        let mut draft = self.draft.filter(|_| self.summary.is_some())?;
+        if self.tally.order() == RecordOrder::Revision {
+            draft.go_on(self.tally);
+        }
+        Some(draft)
     }
 
     /// What the snapshot holds: known once it was read to its end and found sound.
@@ -173,11 +192,27 @@ impl<R: Read> SnapshotReader<R> {
             self.chain = crc32c::crc32c_append(self.chain, &head_bytes);
             if head.section == SECTION_RECORDS {
                 let body = self.records_body(&head, at_byte)?;
+                self.copy_block(&head, &head_bytes, &body)?;
                 self.block = OpenBlock { records: Records::new(body), left: head.items, at_byte };
                 return Ok(true);
             }
             self.source.fill_checked(&mut self.stored, &head, at_byte)?;
         }
+    }
+
+    /// Hands a block of records on to whoever takes it over.
+    fn copy_block(
+        &mut self,
+        head: &BlockHead,
+        head_bytes: &[u8; BLOCK_HEAD_BYTES],
+        body: &Bytes,
+    ) -> Result<(), SnapshotError> {
+        let Some(draft) = self.draft.as_mut().filter(|_| self.tally.order() == RecordOrder::Revision) else {
+            return Ok(());
+        };
+        let stored = if head.flags & FLAG_ZSTD == 0 { body } else { &self.stored[..] };
+        let copied = draft.copy(head_bytes, stored);
+        copied.map_err(|source| SnapshotError::Io { action: "write the copy of the snapshot".into(), source })
     }
 
     /// Reads the body of a block of records, decompressed.
@@ -329,10 +364,18 @@ fn read_header<R: Read>(source: &mut Source<R>) -> Result<(SnapshotMeta, RecordO
     })?;
     let order = match version {
         1 => RecordOrder::Key,
-        FORMAT_VERSION => RecordOrder::Revision,
+        FORMAT_PLAIN | FORMAT_VERSION => RecordOrder::Revision,
         version => return Err(SnapshotError::damaged(at_byte, format!("there is no format version {version}"))),
     };
-    match postcard::take_from_bytes(body) {
+    let decoded = postcard::take_from_bytes::<SnapshotMeta>(body).and_then(|(mut meta, rest)| {
+        if version < FORMAT_VERSION {
+            return Ok((meta, rest));
+        }
+        let (targets, rest) = postcard::take_from_bytes(rest)?;
+        meta.targets = targets;
+        Ok((meta, rest))
+    });
+    match decoded {
         Ok((meta, [])) => Ok((meta, order, crc32c::crc32c_append(crc32c::crc32c(&preamble), &frame))),
         Ok(_) => Err(SnapshotError::damaged(at_byte, "bytes are left behind the contents of the header")),
         Err(error) => Err(SnapshotError::damaged(at_byte, format!("the header can't be decoded: {error}"))),

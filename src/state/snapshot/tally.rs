@@ -43,6 +43,11 @@ impl Tally {
         Self { order, records: 0, hash: 0, last: None, keys_before: 0, greatest: Revision::ZERO }
     }
 
+    /// How the records follow each other.
+    pub(super) fn order(&self) -> RecordOrder {
+        self.order
+    }
+
     /// Counts a record, or gives back the one before if the two are not in order.
     pub(super) fn add(&mut self, record: &VersionedRecord) -> Result<(), Last> {
         if let Some(last) = &self.last {

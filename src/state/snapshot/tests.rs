@@ -15,10 +15,12 @@ use super::format::{
 use super::tally::{RecordOrder, Tally};
 use super::writer::{Encoder, encode, encode_header};
 use super::*;
-use crate::codec::framed;
-use crate::state::{Change, VersionedRecord};
+use crate::codec::{framed, golden};
+use crate::state::{Change, TARGET_BYTES_MAX, TARGETS_MAX, TargetChange, Targets, VersionedRecord};
 use crate::types::limits::VALUE_BYTES_MAX;
 use crate::types::{Key, LeaseId, LogIndex, NodeId, Term};
+
+mod drafts;
 
 const FIXTURE: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/snapshot-v2.snapshot"));
 
@@ -73,6 +75,7 @@ fn meta_of(records: &[VersionedRecord]) -> SnapshotMeta {
         compacted: Revision::ZERO,
         hash: records.iter().fold(0, |hash, record| hash.wrapping_add(record.hash())),
         created_at: WallTime::new(1_700_000_000_000),
+        targets: Targets::default(),
     }
 }
 
@@ -340,9 +343,30 @@ fn a_newer_version_is_refused_with_both_versions_named() {
     let frame = framed::seal(HEADER_MAGIC, FORMAT_VERSION + 1, b"whatever it may hold");
     let bytes = [&encode_preamble(frame.len() as u32)[..], &frame].concat();
     let error = verify_stream(&bytes[..]).unwrap_err();
-    assert!(matches!(error, SnapshotError::Newer { found: 3, newest: 2 }), "{error}");
-    let message = "the snapshot has format version 3, the newest this program reads is 2; it needs a newer program";
+    assert!(matches!(error, SnapshotError::Newer { found: 4, newest: 3 }), "{error}");
+    let message = "the snapshot has format version 4, the newest this program reads is 3; it needs a newer program";
     assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn declared_places_for_backups_stand_in_the_header_of_a_version_of_its_own() {
+    let (_folder, path) = folder_and_path();
+    let records = some_records();
+    let plain = meta_of(&records);
+    let mut meta = plain.clone();
+    let declaration = Bytes::from_static(b"declaration");
+    meta.targets.apply(&TargetChange::Add { name: "off-site".into(), declaration }).unwrap();
+    let written = write(&path, &meta, live_keys(&records), sound(&records)).unwrap();
+    assert_eq!((&written.meta, verify(&path).unwrap()), (&meta, written.clone()));
+    assert_eq!(inspect(&path).unwrap().applied().targets, meta.targets);
+    let header = encode_header::<Infallible>(&meta).unwrap();
+    let stored = golden::check("snapshot-header-v3", [("header", header)]);
+    assert_eq!((stored["header"][4], encode_header::<Infallible>(&plain).unwrap()[4]), (3, 2));
+    // A file of version 3 without them is none that this program has written.
+    let body = postcard::to_stdvec(&plain).unwrap();
+    let frame = framed::seal(HEADER_MAGIC, 3, &body);
+    let bytes = [&encode_preamble(frame.len() as u32)[..], &frame].concat();
+    assert!(damage(verify_stream(&bytes[..])).1.contains("header can't be decoded"));
 }
 
 #[test]

@@ -14,9 +14,9 @@ use zstd::bulk::Compressor;
 use zstd::zstd_safe;
 
 use super::format::{
-    BLOCK_BYTES_MAX, BLOCK_HEAD_BYTES, BLOCK_TARGET_BYTES, BlockHead, FLAG_ZSTD, FOOTER_BYTES, FORMAT_VERSION, Footer,
-    HEADER_BYTES_MAX, HEADER_MAGIC, PREAMBLE_BYTES, SECTION_END, SECTION_RECORDS, encode_preamble, put_record,
-    record_bytes_max,
+    BLOCK_BYTES_MAX, BLOCK_HEAD_BYTES, BLOCK_TARGET_BYTES, BlockHead, FLAG_ZSTD, FOOTER_BYTES, FORMAT_PLAIN,
+    FORMAT_VERSION, Footer, HEADER_BYTES_MAX, HEADER_MAGIC, PREAMBLE_BYTES, SECTION_END, SECTION_RECORDS,
+    encode_preamble, put_record, record_bytes_max,
 };
 use super::tally::{RecordOrder, Tally};
 use super::{SnapshotMeta, SnapshotSummary, WriteError, reader};
@@ -24,7 +24,7 @@ use crate::codec::framed;
 use crate::state::VersionedRecord;
 
 /// Bytes handed to the operating system at once.
-const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
+pub(super) const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// The file is synced each time this many bytes were written, so that the last sync, and whoever else syncs on that
 /// disk meanwhile (the log), never waits for the whole file.
@@ -73,7 +73,7 @@ fn write_temporary<E>(
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<SnapshotSummary, WriteError<E>> {
     let file = File::create(temporary).map_err(|source| failed("create", temporary, source))?;
-    let out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, SyncingFile { file, unsynced: 0 });
+    let out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, SyncingFile::new(file));
     let (written, out) = encode(out, meta, keys, records).map_err(|error| match error {
         WriteError::Io { source, .. } => failed("write", temporary, source),
         error => error,
@@ -88,7 +88,7 @@ fn write_temporary<E>(
 }
 
 /// Gives the file its name, durably.
-fn publish<E>(temporary: &Path, path: &Path) -> Result<(), WriteError<E>> {
+pub(super) fn publish<E>(temporary: &Path, path: &Path) -> Result<(), WriteError<E>> {
     fs::rename(temporary, path).map_err(|source| failed("rename", temporary, source))?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -141,8 +141,14 @@ pub(super) fn encode<W: Write, E>(
 /// The header frame.
 pub(super) fn encode_header<E>(meta: &SnapshotMeta) -> Result<Vec<u8>, WriteError<E>> {
     // Encoding into memory can only fail on types that refuse to be serialized; these don't.
-    let body = postcard::to_stdvec(meta).map_err(|error| WriteError::Mismatch(error.to_string()))?;
-    let frame = framed::seal(HEADER_MAGIC, FORMAT_VERSION, &body);
+    let mismatch = |error: postcard::Error| WriteError::Mismatch(error.to_string());
+    let mut body = postcard::to_stdvec(meta).map_err(mismatch)?;
+    let mut version = FORMAT_PLAIN;
+    if !meta.targets.is_empty() {
+        version = FORMAT_VERSION;
+        body = postcard::to_extend(&meta.targets, body).map_err(mismatch)?;
+    }
+    let frame = framed::seal(HEADER_MAGIC, version, &body);
     if frame.len() > HEADER_BYTES_MAX {
         return Err(WriteError::HeaderTooLarge(frame.len()));
     }
@@ -156,15 +162,15 @@ pub(super) struct Encoder<W> {
     sha256: Sha256,
     compressor: Compressor<'static>,
     /// The compressed form of a block; kept for its memory.
-    stored: Vec<u8>,
+    packed: Vec<u8>,
     blocks: u64,
     chain: u32,
 }
 
 impl<W: Write> Encoder<W> {
     pub(super) fn new(out: W) -> io::Result<Self> {
-        let compressor = Compressor::new(ZSTD_LEVEL)?;
-        Ok(Self { out, at: 0, sha256: Sha256::new(), compressor, stored: Vec::new(), blocks: 0, chain: 0 })
+        let compressor = compressor()?;
+        Ok(Self { out, at: 0, sha256: Sha256::new(), compressor, packed: Vec::new(), blocks: 0, chain: 0 })
     }
 
     /// Writes preamble and header frame, which is at most [`HEADER_BYTES_MAX`] long.
@@ -177,16 +183,10 @@ impl<W: Write> Encoder<W> {
 
     /// Writes one block of at most [`BLOCK_BYTES_MAX`], compressed where that is worth it.
     pub(super) fn block(&mut self, section: u16, flags: u16, items: u32, plain: &[u8]) -> io::Result<()> {
-        let mut stored = std::mem::take(&mut self.stored);
-        stored.clear();
-        stored.reserve(zstd_safe::compress_bound(plain.len()));
-        self.compressor.compress_to_buffer(plain, &mut stored)?;
-        if stored.len() + plain.len() / SAVING_WORTH_IT <= plain.len() {
-            self.block_stored(section, flags | FLAG_ZSTD, items, plain.len(), &stored)?;
-        } else {
-            self.block_stored(section, flags, items, plain.len(), plain)?;
-        }
-        self.stored = stored;
+        let mut packed = std::mem::take(&mut self.packed);
+        let (form, stored) = pack(&mut self.compressor, plain, &mut packed)?;
+        self.block_stored(section, flags | form, items, plain.len(), stored)?;
+        self.packed = packed;
         Ok(())
     }
 
@@ -199,15 +199,7 @@ impl<W: Write> Encoder<W> {
         plain_len: usize,
         stored: &[u8],
     ) -> io::Result<()> {
-        let head = BlockHead {
-            section,
-            flags,
-            stored_len: stored.len() as u32,
-            plain_len: plain_len as u32,
-            items,
-            body_crc: crc32c::crc32c(stored),
-        }
-        .encode();
+        let head = BlockHead::of(section, flags, items, plain_len, stored).encode();
         if section != SECTION_END {
             self.blocks += 1;
             self.chain = crc32c::crc32c_append(self.chain, &head);
@@ -246,11 +238,36 @@ impl<W: Write> Encoder<W> {
     }
 }
 
+/// What packs blocks.
+pub(super) fn compressor() -> io::Result<Compressor<'static>> {
+    Compressor::new(ZSTD_LEVEL)
+}
+
+/// The stored form of a block of at most [`BLOCK_BYTES_MAX`], compressed where that is worth it, and its flags. `packed` is
+/// memory for it.
+pub(super) fn pack<'a>(
+    compressor: &mut Compressor<'static>,
+    plain: &'a [u8],
+    packed: &'a mut Vec<u8>,
+) -> io::Result<(u16, &'a [u8])> {
+    packed.clear();
+    packed.reserve(zstd_safe::compress_bound(plain.len()));
+    compressor.compress_to_buffer(plain, packed)?;
+    let worth_it = packed.len() + plain.len() / SAVING_WORTH_IT <= plain.len();
+    Ok(if worth_it { (FLAG_ZSTD, packed) } else { (0, plain) })
+}
+
 /// A file that is synced while it grows.
-struct SyncingFile {
-    file: File,
+pub(super) struct SyncingFile {
+    pub(super) file: File,
     /// Bytes since the last sync.
     unsynced: usize,
+}
+
+impl SyncingFile {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, unsynced: 0 }
+    }
 }
 
 impl Write for SyncingFile {
@@ -270,10 +287,10 @@ impl Write for SyncingFile {
     }
 }
 
-fn failed<E>(verb: &str, path: &Path, source: io::Error) -> WriteError<E> {
+pub(super) fn failed<E>(verb: &str, path: &Path, source: io::Error) -> WriteError<E> {
     WriteError::Io { action: format!("{verb} {}", path.display()), source }
 }
 
-fn stream_failed<E>(source: io::Error) -> WriteError<E> {
+pub(super) fn stream_failed<E>(source: io::Error) -> WriteError<E> {
     WriteError::Io { action: "write the snapshot".into(), source }
 }

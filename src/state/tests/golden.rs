@@ -295,8 +295,9 @@ fn versions_text(versions: &[VersionedRecord]) -> String {
 }
 
 fn outcome_text(outcome: &Outcome) -> String {
-    let Reply::Txn(reply) = match outcome {
-        Ok(reply) => reply,
+    let reply = match outcome {
+        Ok(Reply::Txn(reply)) => reply,
+        Ok(Reply::Target) => return "declared\n".to_owned(),
         Err(rejection) => return format!("rejected: {rejection}\n"),
     };
     let branch = if reply.succeeded { "" } else { ", failed" };

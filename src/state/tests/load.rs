@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::*;
 use super::harness::{Entry, Harness, delete, put, records};
-use crate::storage::{Engine, MemoryEngine, Order, Scan};
+use crate::storage::{Engine, FaultPoint, MemoryEngine, Order, Scan};
 use crate::types::Revision;
 
 fn source() -> Harness {
@@ -127,4 +127,55 @@ fn an_engine_that_holds_something_and_a_source_that_fails_are_refused() {
 fn the_empty_state_is_loaded_too() {
     let engine = try_load(&Applied::default(), Vec::new()).unwrap();
     assert!(engine.get(b"\0applied").unwrap().is_some());
+}
+
+#[test]
+fn an_engine_that_fails_while_it_is_filled_ends_the_load_and_is_what_is_told() {
+    let pinned = source().machine.pin();
+    // Enough for more chunks than may wait.
+    let many = || records(&pinned).into_iter().chain((0..200).map(later)).map(Ok::<_, Infallible>);
+    for nth in [1, 2, 7, 60] {
+        let engine = MemoryEngine::new();
+        engine.fail(FaultPoint::Commit, nth);
+        let refused = load(&engine, pinned.applied(), many()).unwrap_err();
+        assert!(matches!(refused, LoadError::Engine(_)), "commit {nth}: {refused}");
+    }
+    let engine = MemoryEngine::new();
+    engine.fail(FaultPoint::Flush, 1);
+    assert!(matches!(load(&engine, pinned.applied(), pinned.records()), Err(LoadError::Engine(_))));
+}
+
+/// A record behind all others.
+fn later(number: u64) -> VersionedRecord {
+    let change = Change::Put {
+        create_revision: Revision::new(1_000 + number),
+        version: 1,
+        lease: crate::types::LeaseId::ZERO,
+        value: Bytes::from(vec![0; 100]),
+    };
+    let (key, revision) = (super::harness::key(format!("later-{number}")), Revision::new(1_000 + number));
+    VersionedRecord { key, revision, sub: 0, change }
+}
+
+#[test]
+fn a_state_that_goes_on_from_a_later_revision_is_the_one_that_its_copy_gives() {
+    let mut harness = source();
+    let before = harness.machine.applied().clone();
+    let kept = records(&harness.machine.pin());
+    let skipped = Revision::new(before.revision.get() + 1_000);
+    harness.machine.skip_to(before.revision);
+    assert_eq!(*harness.machine.applied(), before, "nothing is skipped, so history stays");
+    harness.machine.skip_to(skipped);
+    harness.machine.publish();
+    let pinned = harness.machine.pin();
+    let applied = pinned.applied();
+    assert_eq!((applied.revision, applied.compacted, applied.hash), (skipped, skipped, before.hash));
+    assert_eq!(records(&pinned), kept);
+    assert_eq!(pinned.records_from(before.revision).count(), 1);
+    harness.checkpoint().unwrap();
+    let copy = try_load(applied, kept).unwrap();
+    assert_eq!(everything(&copy), everything(&harness.engine));
+    assert!(harness.machine.reader().view_at(before.revision).is_err());
+    harness.done(put("next", "v"));
+    assert_eq!(harness.machine.applied().revision, skipped.next());
 }

@@ -47,7 +47,7 @@ async fn commands_that_wait_share_an_entry() {
         let outcomes = join_all(names.iter().map(|name| node.propose(put(name, "v"), soon(20_000)))).await;
         let mut revisions: Vec<Revision> = Vec::new();
         for outcome in outcomes {
-            let crate::state::Reply::Txn(reply) = outcome.unwrap().unwrap();
+            let crate::state::Reply::Txn(reply) = outcome.unwrap().unwrap() else { panic!("no transaction") };
             revisions.push(reply.revision);
         }
         revisions.sort_unstable();

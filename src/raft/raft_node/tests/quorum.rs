@@ -130,3 +130,53 @@ async fn a_single_voter_never_loses_its_quorum() {
     cluster.write(1, "after").await;
     cluster.stop_all().await;
 }
+
+/// The node would go on as a process that neither leads nor follows, until somebody noticed.
+#[tokio::test]
+async fn a_panic_of_consensus_ends_the_node() {
+    let cluster = Cluster::start(1).await;
+    let node = cluster.node(cluster.leader().await);
+    node.0.raft.external_request(|_state| panic!("as a broken assertion would")).await.unwrap();
+    let reason = tokio::time::timeout(PATIENCE, node.fatal().raised()).await.unwrap();
+    assert_eq!(reason, "consensus stopped: it panicked");
+}
+
+fn files_of(dir: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let read = |file: std::io::Result<std::fs::DirEntry>| {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        (path, bytes)
+    };
+    std::fs::read_dir(dir).unwrap().map(read).collect()
+}
+
+/// Its disk lied, and took the mark along that would tell. The leader goes on, and sends again what it had counted on there.
+#[tokio::test]
+async fn a_member_that_comes_back_with_less_than_it_acknowledged_is_brought_up_again() {
+    let mut cluster = Cluster::start(3).await;
+    let (leader, away) = (cluster.leader().await, cluster.follower().await);
+    let log = cluster.config(away).data_dir.join("log");
+    cluster.write(leader, "before").await;
+    cluster.stop(away).await;
+    let earlier = files_of(&log);
+    cluster.open(away).await;
+    for number in 0..10 {
+        cluster.write(leader, &format!("acknowledged-{number}")).await;
+    }
+    let last = cluster.node(leader).status().last_log_index();
+    until("it has all of it", || cluster.node(away).status().last_log_index() == last).await;
+    cluster.write(leader, "heard").await;
+    cluster.stop(away).await;
+    earlier.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    cluster.open(away).await;
+    cluster.write(leader, "after").await;
+    cluster.node(away).read_barrier(soon(20_000)).await.unwrap();
+    assert!(cluster.value(away, "acknowledged-9").is_some() && cluster.value(away, "after").is_some());
+    let hash = |id: u64| cluster.node(id).reader().applied().hash;
+    until("it holds the same", || hash(away) == hash(leader)).await;
+    assert_eq!(cluster.node(leader).fatal().reason(), None, "the leader goes on");
+    let forgetful = cluster.node(leader).forgetful();
+    let told: Vec<_> = forgetful.iter().map(|one| (one.id.get(), one.missing <= one.acknowledged)).collect();
+    assert_eq!(told, [(away, true)], "{forgetful:?}");
+    cluster.stop_all().await;
+}

@@ -102,3 +102,33 @@ async fn a_transfer_that_brings_no_leader_in_time_is_of_unknown_outcome() {
     cluster.write(leader, "after").await;
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_hand_over_failed_sends_entries_again_to_those_who_can_not_win_without_them() {
+    let cluster = Cluster::start(2).await;
+    let leader = cluster.leader().await;
+    let follower = *cluster.members.keys().find(|id| **id != leader).unwrap();
+    let node = cluster.node(leader);
+    cluster.write(leader, "before").await;
+    cluster.network.cut(&address(leader), &address(follower));
+    let in_log = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(put("in-log", "v"), soon(60_000)).await }
+    });
+    until("only the leader has it", || {
+        let status = node.status();
+        status.last_log_index() > status.committed().map(|position| position.index.get())
+    })
+    .await;
+    let moved = node.transfer_leadership(NodeId::new(follower), soon(300)).await;
+    assert_eq!(moved, Err(MoveError::Unknown));
+    until("it has given its quorum up", || !node.leads()).await;
+    cluster.network.heal_all();
+    // It leads no more as openraft has it, and the other one is behind its log.
+    cluster.write(follower, "after").await;
+    cluster.write(leader, "and-here").await;
+    // What became of it nobody could tell whoever asked; but it was not lost.
+    drop(in_log.await.unwrap());
+    assert!(cluster.value(follower, "in-log").is_some());
+    cluster.stop_all().await;
+}

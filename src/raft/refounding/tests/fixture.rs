@@ -93,6 +93,21 @@ pub(crate) async fn leave(dir: &Path, left: Left) {
     }
 }
 
+/// Cuts the log so many bytes behind where the record of an entry begins, as if what comes then had been lost; how many
+/// bytes the mark at its end says to be missing from the record on.
+pub(crate) fn lose_end(dir: &Path, index: u64, behind: usize) -> u64 {
+    let chunks = std::fs::read_dir(dir.join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let path = chunks.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let id = [TERM.get(), 1, index].map(u64::to_be_bytes).concat();
+    let at = bytes.windows(24).position(|window| window == id).unwrap() - 4;
+    let mark = std::fs::read(dir.join("log/end")).unwrap();
+    let lost = u64::from_le_bytes(mark[5..13].try_into().unwrap()) - at as u64;
+    bytes.truncate(at + behind);
+    std::fs::write(path, bytes).unwrap();
+    lost
+}
+
 /// Writes a snapshot of the state behind an entry.
 pub(crate) fn snapshot(dir: &Path, cluster: ClusterId, last: u64, voters: u64) -> SnapshotHandle {
     let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();

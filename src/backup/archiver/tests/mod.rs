@@ -4,6 +4,11 @@
 //! state on, exactly as it was applied, with the state hashes that the node had. Method: the archive is read back with the
 //! readers that a restore uses and compared with the log.
 
+mod emptied;
+mod outcomes;
+mod stores;
+mod wholes;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::pin::pin;
@@ -17,6 +22,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::care::Care;
+use crate::backup::credentials::Credentials;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::layout::Kind;
 use crate::backup::manifest::Object;
@@ -26,7 +32,8 @@ use crate::backup::target;
 use crate::backup::verify::Level;
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{
-    Batch, Command, LogContent, LogEntry, Operation, PinnedState, Principal, StateConfig, StateMachine, Txn, TxnOp,
+    Batch, Command, LogContent, LogEntry, Operation, PinnedState, Principal, StateConfig, StateMachine, Targets, Txn,
+    TxnOp,
 };
 use crate::storage::MemoryEngine;
 use crate::types::{Key, LeaseId, LogIndex, LogPosition, NodeId, Revision, Term, WallTime};
@@ -40,6 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Node {
     dir: TempDir,
     inner: Mutex<Inner>,
+    /// Whether snapshots come to an end.
+    snapshots: watch::Sender<bool>,
 }
 
 struct Inner {
@@ -56,7 +65,8 @@ impl Node {
     fn new() -> Arc<Self> {
         let machine = StateMachine::open(Arc::new(MemoryEngine::new()), StateConfig::default()).unwrap();
         let inner = Inner { machine, log: Vec::new(), purged: None, marks: BTreeMap::new(), bytes: 0, stuck: false };
-        Arc::new(Self { dir: tempfile::tempdir().unwrap(), inner: Mutex::new(inner) })
+        let (dir, inner, snapshots) = (tempfile::tempdir().unwrap(), Mutex::new(inner), watch::Sender::new(true));
+        Arc::new(Self { dir, inner, snapshots })
     }
 
     /// Applies so many more entries, a blank and a membership among them now and then.
@@ -113,6 +123,7 @@ fn write_snapshot(pinned: &PinnedState, dir: &std::path::Path) -> (std::path::Pa
         compacted: applied.compacted,
         hash: applied.hash,
         created_at: clock::wall(),
+        targets: Targets::default(),
     };
     let path = dir.join(format!("{}.snapshot", rand::random::<u64>()));
     snapshot::write(&path, &meta, pinned.keys().unwrap(), pinned.records()).unwrap();
@@ -156,6 +167,7 @@ impl LogSource for Node {
 
     async fn snapshot(&self) -> Result<SourceSnapshot, SourceError> {
         tokio::task::yield_now().await;
+        self.snapshots.subscribe().wait_for(|done| *done).await.unwrap();
         let pinned = self.inner.lock().machine.pin();
         let (path, meta) = write_snapshot(&pinned, self.dir.path());
         Ok(SourceSnapshot { path, meta, held: Box::new(()) })
@@ -168,6 +180,8 @@ fn memory() -> Repository {
 
 fn settings() -> TargetSettings {
     TargetSettings {
+        credentials: Credentials::default(),
+        drill: None,
         name: "main".into(),
         url: "memory:".into(),
         options: BTreeMap::new(),
@@ -350,254 +364,4 @@ async fn another_node_goes_on_where_the_one_before_it_stopped() {
     }
     let chain = check(&repository, &node, &Identities::default()).await;
     assert_eq!(chain.fulls().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_goes_away_is_told_and_all_is_caught_up_when_it_is_back() {
-    let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
-    let (folder, aside) = (dir.path().join("backup"), dir.path().join("aside"));
-    let repository = target::open(&format!("file://{}", folder.display()), &BTreeMap::new()).unwrap();
-    node.write(30);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(29).await;
-    std::fs::rename(&folder, &aside).unwrap();
-    std::fs::write(&folder, "not a folder").unwrap();
-    node.write(100);
-    let status = running.until("it fails", |status| status.failing.is_some()).await;
-    assert!(!status.healthy && status.errors > 0);
-    assert!(status.archived.unwrap().position.index.get() < 130, "what is not archived is not told as such");
-    node.write(100);
-    std::fs::remove_file(&folder).unwrap();
-    std::fs::rename(&aside, &folder).unwrap();
-    running.archived(node.last()).await;
-    let status = running.until("it is well", |status| status.failing.is_none()).await;
-    assert!(status.healthy);
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gap_is_bridged_by_a_whole_state_and_told() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(30);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(29).await;
-    running.active.send_replace(false);
-    node.write(100);
-    node.purge(80);
-    running.active.send_replace(true);
-    node.write(10);
-    running.archived(node.last()).await;
-    let gap = running.until("the gap is told", |status| status.gap.is_some_and(|gap| gap.until.is_some())).await;
-    assert!(gap.gap.unwrap().after.get() >= 29 && gap.gap.unwrap().until.unwrap().get() >= 80);
-    node.write(40);
-    running.archived(node.last()).await;
-    let chain = Catalogue::read(&repository, CLUSTER).await.unwrap();
-    assert_eq!(chain.fulls().len(), 2, "one bridge is enough");
-    assert_eq!(chain.end().unwrap().index.get(), node.last());
-    let bridge = chain.fulls()[1].last;
-    let behind = chain.follow(bridge.into()).1;
-    assert_eq!(behind.first().unwrap().previous, Some(bridge), "the log goes on right behind it");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_begins_within_the_archive_needs_no_bridge() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(30);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(29).await;
-    node.purge(29);
-    node.write(30);
-    let status = running.archived(59).await;
-    assert_eq!((status.gap, status.sent_full.objects), (None, 1));
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn small_objects_become_one_and_the_archive_stays_the_same() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let merging = TargetSettings { merge_interval: Duration::from_millis(300), ..settings() };
-    let running = Running::start(&node, &repository, merging, "n1");
-    running.archived(9).await;
-    let begun = clock::now();
-    while begun.elapsed() < Duration::from_millis(1_500) {
-        node.write(3);
-        running.archived(node.last()).await;
-    }
-    let merged = |status: &Status| status.sent_merged.objects >= 3;
-    let status = running.until("objects are merged", merged).await;
-    assert!(status.objects < status.sent_log.objects / 2, "{status:?}");
-    running.active.send_replace(false);
-    let chain = check(&repository, &node, &Identities::default()).await;
-    assert!(chain.segments().iter().any(|object| object.plain_bytes > 1_000), "{chain:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whole_states_come_when_asked_for_and_by_their_schedule_but_not_for_nothing() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(9).await;
-    node.write(10);
-    running.desk.want_full();
-    let status = running.until("it is sent", |status| status.sent_full.objects == 2).await;
-    assert_eq!(status.full.unwrap().position.index.get(), 19);
-    drop(running);
-    let chain = Catalogue::read(&repository, CLUSTER).await.unwrap();
-    assert_eq!(chain.objects().filter(|object| object.kind == Kind::Full).count(), 2);
-    let made_at = chain.fulls().last().unwrap().times.unwrap().0;
-    let minutes = TargetSettings { full: "* * * * *".parse().unwrap(), ..settings() };
-    assert!(minutes.full.next_after(WallTime::new(made_at)).unwrap().get() - made_at <= 60_000);
-    let running = Running::start(&node, &repository, minutes, "n1");
-    let status = running.until("it has looked", |status| status.covered_at.is_some()).await;
-    assert_eq!((status.sent_full.objects, status.full_under_way), (0, false), "the state is the same");
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_log_only_whole_states_are_archived() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, TargetSettings { log: false, ..settings() }, "n1");
-    running.archived(9).await;
-    node.write(10);
-    running.desk.want_full();
-    let status = running.archived(19).await;
-    assert_eq!((status.sent_log.objects, status.sent_full.objects), (0, 2));
-    assert_eq!(status.archived.unwrap().revision, Revision::new(node.reached().unwrap().state.revision.get()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_archive_that_somebody_removed_is_noticed_and_begun_anew() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(9).await;
-    drop(running);
-    for folder in ["chain", "log", "full"] {
-        let folder = format!("{}/{folder}", crate::backup::layout::cluster_name(CLUSTER));
-        for object in repository.list(&folder, None).await.unwrap() {
-            repository.delete(&object.name).await.unwrap();
-        }
-    }
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(19).await;
-    check(&repository, &node, &Identities::default()).await;
-}
-
-/// Removes the archive, but not the marker of the repository.
-async fn empty(repository: &Repository) {
-    let folder = crate::backup::layout::cluster_name(CLUSTER);
-    for object in repository.list(&folder, None).await.unwrap() {
-        repository.delete(&object.name).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn an_archive_that_is_emptied_while_it_grows_is_told_and_counted_on_no_more() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(9).await;
-    empty(&repository).await;
-    // It has no cause to look at what it wrote before.
-    for _ in 0..3 {
-        node.write(10);
-        running.archived(node.last()).await;
-    }
-    tokio::time::pause();
-    tokio::time::advance(super::worker::CHECK_INTERVAL).await;
-    tokio::time::resume();
-    let status = running.until("it is told", |status| status.failing.is_some()).await;
-    let error = status.failing.unwrap().error;
-    assert!(error.contains("emptied or replaced"), "{error}");
-    assert!(!status.healthy && status.archived.is_none() && status.shipped.is_none());
-}
-
-#[tokio::test]
-async fn who_waits_for_its_turn_counts_no_more_on_an_archive_that_was_emptied() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(9).await;
-    running.active.send_replace(false);
-    empty(&repository).await;
-    tokio::time::pause();
-    tokio::time::advance(RECHECK_INTERVAL * 2).await;
-    tokio::time::resume();
-    let status = running.until("it is told", |status| status.archived.is_none()).await;
-    assert!(status.errors > 0);
-    // What comes then is a new archive.
-    running.active.send_replace(true);
-    running.archived(9).await;
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_state_that_overtakes_the_log_is_not_taken_for_its_end() {
-    let (node, repository) = (Node::new(), memory());
-    node.write(10);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    running.archived(9).await;
-    node.inner.lock().stuck = true;
-    node.write(20);
-    running.desk.want_full();
-    let status = running.archived(29).await;
-    assert_eq!(status.shipped.unwrap().index.get(), 9, "what lies between is still wanted");
-    drop(running);
-    node.inner.lock().stuck = false;
-    let running = Running::start(&node, &repository, settings(), "n1");
-    let shipped = |status: &Status| status.shipped.is_some_and(|shipped| shipped.index.get() == 29);
-    let status = running.until("the log is sent", shipped).await;
-    assert_eq!((status.gap, status.sent_full.objects), (None, 0));
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_ignores_create_only_is_not_used_and_that_is_told() {
-    let (node, (repository, faults)) = (Node::new(), Faults::repository());
-    node.write(10);
-    faults.set(Fault::IgnoreCreate);
-    let running = Running::start(&node, &repository, settings(), "n1");
-    let status = running.until("it is refused", |status| status.failing.is_some()).await;
-    assert!(status.failing.unwrap().error.contains("replaces an object"));
-    assert!(!status.healthy && status.archived.is_none());
-    assert_eq!(Catalogue::read(&repository, CLUSTER).await.unwrap(), Catalogue::empty(CLUSTER));
-    faults.clear();
-    running.archived(9).await;
-    check(&repository, &node, &Identities::default()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn storms_missing_rights_and_lost_answers_cost_time_and_nothing_else() {
-    let (node, (repository, faults)) = (Node::new(), Faults::repository());
-    node.write(10);
-    let merging = TargetSettings { merge_interval: Duration::from_millis(200), ..settings() };
-    let running = Running::start(&node, &repository, merging, "n1");
-    running.archived(9).await;
-    let storms = [
-        Fault::Unavailable,
-        Fault::LoseAnswers(3),
-        Fault::Forbid("put"),
-        Fault::LoseAnswers(1),
-        Fault::FailParts(0),
-        Fault::Forbid("get"),
-        Fault::Unavailable,
-    ];
-    for storm in storms {
-        let errors = running.desk.status().borrow().errors;
-        faults.set(storm.clone());
-        for _ in 0..5 {
-            node.write(10);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        if storm == Fault::Unavailable {
-            running.until("it fails", |status| status.errors > errors).await;
-        }
-        faults.clear();
-        running.archived(node.last()).await;
-    }
-    running.until("it is well", |status| status.failing.is_none()).await;
-    check(&repository, &node, &Identities::default()).await;
 }

@@ -1,8 +1,8 @@
-//! A limit of bytes a second, shared by all that is sent to one place.
+//! A limit of bytes a second, shared by all that is sent to one place, or by all that is read from it.
 //!
 //! Guarantees: over any time, what waited for its turn takes no more than the limit and one part; what may not wait is
 //! counted all the same, so that the others wait for it, but by [`DEBT_MAX`] at a time: they come forward even where it
-//! takes all there is. Leaves out: what is sent.
+//! takes all there is. Leaves out: what is sent or read.
 
 use std::time::Duration;
 
@@ -29,6 +29,11 @@ impl Bandwidth {
     /// Counts bytes that do not wait.
     pub(super) fn count(&self, bytes: u64) {
         self.reserve(bytes, Some(DEBT_MAX));
+    }
+
+    /// Counts bytes that do not wait, all of them at once.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.reserve(bytes, None);
     }
 
     /// Waits until so many bytes may be sent.

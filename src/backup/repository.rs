@@ -7,6 +7,7 @@
 //! objects are (`layout`, `manifest`, `segment`).
 
 use std::fmt;
+use std::io::{self, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,12 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    GetOptions, GetResult, GetResultPayload, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, PutPayload,
 };
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::runtime::Handle;
+use tokio_util::io::ReaderStream;
 use tokio_util::task::TaskTracker;
 
 use super::bandwidth::Bandwidth;
@@ -33,6 +37,10 @@ const RANGE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// So many ranges of an object are read at a time.
 const RANGES_AHEAD: usize = 2;
+
+/// A file is read in pieces of this size, in bytes. object_store's own are of 8 KiB, and each goes to another thread and back:
+/// three quarters of the time that fetching from a folder took.
+const FILE_PIECE_BYTES: usize = 1024 * 1024;
 
 /// How long a store may take for an answer, or for the next piece of one, beside the time that bytes sent take: longer than
 /// what `target` allows for repeating a request that the store could not serve.
@@ -176,6 +184,24 @@ fn each_in_time<T: Send + 'static>(
         Ok::<_, StoreError>(piece?.map(|piece| (piece, (pieces, name))))
     };
     stream::try_unfold((pieces, name.to_owned()), next).boxed()
+}
+
+/// The content of an answer, each piece of it in time.
+fn content(name: &str, found: GetResult) -> BoxStream<'static, Result<Bytes, StoreError>> {
+    let (begin, bytes) = (found.range.start, found.range.end - found.range.start);
+    let pieces = match found.payload {
+        GetResultPayload::File(file, _) => {
+            let mut file = tokio::fs::File::from_std(file);
+            let open = async move {
+                file.seek(SeekFrom::Start(begin)).await?;
+                Ok::<_, io::Error>(ReaderStream::with_capacity(file.take(bytes), FILE_PIECE_BYTES))
+            };
+            let failed = |error: io::Error| object_store::Error::Generic { store: "file", source: error.into() };
+            stream::once(open).try_flatten().map_err(failed).boxed()
+        }
+        GetResultPayload::Stream(pieces) => pieces,
+    };
+    each_in_time(name, pieces)
 }
 
 /// The error with its causes, on one line, each told once.
@@ -371,7 +397,7 @@ impl Repository {
         let bytes = found.meta.size;
         if bytes <= RANGE_BYTES {
             self.reading.charge(bytes);
-            return Ok((bytes, each_in_time(name, found.into_stream())));
+            return Ok((bytes, content(name, found)));
         }
         // One request has a bounded time, whatever it asks for, and is begun anew if it breaks.
         drop(found);
@@ -385,12 +411,12 @@ impl Repository {
                 let options = GetOptions { range: Some((begin..end).into()), ..GetOptions::default() };
                 let found = answered(ANSWER_TIMEOUT, store.get_opts(&path, options)).await?;
                 let found = found.map_err(|error| StoreError::of(&name, &error))?;
-                let mut content = BytesMut::new();
-                let mut pieces = each_in_time(&name, found.into_stream());
+                let mut read = BytesMut::new();
+                let mut pieces = content(&name, found);
                 while let Some(piece) = pieces.try_next().await? {
-                    content.extend_from_slice(&piece);
+                    read.extend_from_slice(&piece);
                 }
-                Ok(content.freeze())
+                Ok(read.freeze())
             }
         });
         Ok((bytes, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
@@ -602,15 +628,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_object_is_read_in_ranges_each_in_a_request_of_its_own() {
-        let repository = Repository::new(Arc::new(InMemory::new()), Path::from("p"), "memory:///p");
-        for length in [1, RANGE_BYTES, RANGE_BYTES + 1, 5 * RANGE_BYTES - 1] {
-            let content: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
-            let name = format!("object-{length}");
-            repository.create(&name, content.clone().into()).await.unwrap();
-            let (bytes, stream) = repository.stream(&name).await.unwrap();
-            let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
-            assert_eq!((bytes, pieces.len() as u64), (length, length.div_ceil(RANGE_BYTES)));
-            assert!(pieces.concat() == content);
+        let folder = tempfile::tempdir().unwrap();
+        let stores: [Arc<dyn ObjectStore>; 2] = [
+            Arc::new(InMemory::new()),
+            Arc::new(object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap()),
+        ];
+        for store in stores {
+            let repository = Repository::new(store, Path::from("p"), "any:///p");
+            for length in [1, RANGE_BYTES, RANGE_BYTES + 1, 5 * RANGE_BYTES - 1] {
+                let content: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+                let name = format!("object-{length}");
+                repository.create(&name, content.clone().into()).await.unwrap();
+                let (bytes, stream) = repository.stream(&name).await.unwrap();
+                let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
+                assert_eq!((bytes, pieces.len() as u64), (length, length.div_ceil(RANGE_BYTES)));
+                assert!(pieces.concat() == content);
+            }
         }
     }
 

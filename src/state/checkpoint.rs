@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::chain::{Links, Place};
+use super::chain::{Chain, Links, Place};
 use super::history;
 use super::overlay::{Layer, Version};
 use super::rows::{encode_pointer, encode_record, parts};
@@ -102,8 +102,10 @@ impl Checkpointer {
         let frozen = self.store.freeze();
         let (records, mut bytes) = (frozen.layer.len(), 0);
         if *frozen.applied != **durable {
-            let mut writer = BatchWriter::new(&*self.store.engine);
-            write_layer(&mut writer, &frozen.layer, durable.revision)?;
+            let engine = &*self.store.engine;
+            let mut writer = BatchWriter::new(|batch| engine.commit(batch));
+            let mut chains = EngineChains { engine, sound: durable.revision };
+            write_layer(&mut writer, &frozen.layer, &mut chains)?;
             bytes = writer.put_marker(&frozen.applied)?;
             self.store.engine.flush()?;
             *durable = Arc::clone(&frozen.applied);
@@ -137,14 +139,40 @@ impl From<LayerError> for Error {
     }
 }
 
+/// How the versions hang together that stand before those that are written.
+pub(super) trait Chains {
+    /// The chain of a key, for the next version to be appended.
+    fn of(&mut self, key: &Bytes) -> Result<Chain, Error>;
+
+    /// A key has got versions, and this chain.
+    fn grown(&mut self, key: &Bytes, chain: &Chain);
+}
+
+/// Those that the engine has. What it has from above the revision `sound` was left behind by an interrupted checkpoint.
+struct EngineChains<'a> {
+    engine: &'a dyn Engine,
+    sound: Revision,
+}
+
+impl Chains for EngineChains<'_> {
+    fn of(&mut self, key: &Bytes) -> Result<Chain, Error> {
+        history::chain_at(self.engine, key, self.sound)
+    }
+
+    fn grown(&mut self, _: &Bytes, _: &Chain) {}
+}
+
 /// Writes the records of a layer behind the parts of their values, and behind them its pointers, in a batch of their own:
-/// who sees a pointer sees what it leads to. What the engine has from above the revision `sound` was left behind by an
-/// interrupted checkpoint.
-pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Revision) -> Result<(), LayerError> {
+/// who sees a pointer sees what it leads to.
+pub(super) fn write_layer(
+    writer: &mut BatchWriter<impl FnMut(Batch) -> Result<(), Error>>,
+    layer: &Layer,
+    chains: &mut impl Chains,
+) -> Result<(), LayerError> {
     let mut rows: Vec<(Place, &Bytes, &Version, Links)> = Vec::with_capacity(layer.len());
     let mut pointers = Vec::new();
     for (key, versions) in layer.iter() {
-        let mut chain = history::chain_at(writer.engine, key, sound)?;
+        let mut chain = chains.of(key)?;
         for version in versions.as_slice() {
             let place = version.place();
             if chain.newest().is_some_and(|newest| newest.revision >= place.revision) {
@@ -152,6 +180,7 @@ pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Re
             }
             rows.push((place, key, version, chain.append(place)));
         }
+        chains.grown(key, &chain);
         pointers.push((key, encode_pointer(&versions.newest().change, chain)));
     }
     rows.sort_unstable_by_key(|row| row.0);
@@ -175,16 +204,17 @@ pub(super) fn write_layer(writer: &mut BatchWriter<'_>, layer: &Layer, sound: Re
 }
 
 /// Collects writes into batches.
-pub(super) struct BatchWriter<'a> {
-    engine: &'a dyn Engine,
+pub(super) struct BatchWriter<C> {
+    commit: C,
     batch: Batch,
     batch_bytes: usize,
     bytes: usize,
 }
 
-impl<'a> BatchWriter<'a> {
-    pub(super) fn new(engine: &'a dyn Engine) -> Self {
-        Self { engine, batch: Batch::new(), batch_bytes: 0, bytes: 0 }
+impl<C: FnMut(Batch) -> Result<(), Error>> BatchWriter<C> {
+    /// Gives full batches to `commit`, in their order.
+    pub(super) fn new(commit: C) -> Self {
+        Self { commit, batch: Batch::new(), batch_bytes: 0, bytes: 0 }
     }
 
     /// Adds a write; commits what is full.
@@ -201,7 +231,7 @@ impl<'a> BatchWriter<'a> {
         let room = self.batch.len();
         match std::mem::replace(&mut self.batch, Batch::with_capacity(room)) {
             batch if batch.is_empty() => Ok(()),
-            batch => self.engine.commit(batch),
+            batch => (self.commit)(batch),
         }
     }
 

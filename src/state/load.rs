@@ -4,22 +4,31 @@
 //! a marker an engine is empty to [`StateMachine::open`](super::StateMachine::open); memory is bounded, however large the
 //! state is. Leaves out: where the records come from (`snapshot`, `backup/`).
 
+use std::collections::{HashMap, VecDeque};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
-use super::checkpoint::{BatchWriter, LayerError, write_layer};
+use bytes::Bytes;
+
+use super::chain::Chain;
+use super::checkpoint::{BatchWriter, Chains, LayerError, write_layer};
+use super::history;
 use super::overlay::Layer;
 use super::record::VersionedRecord;
 use super::schema::Applied;
-use crate::storage::{Engine, Error, Order, Scan};
+use crate::storage::{Batch, Engine, Error, Order, Scan};
 use crate::types::Revision;
 
 /// So much of what came is sorted and written at a time, in bytes of memory by estimate.
 const CHUNK_BYTES: usize = if cfg!(test) { 2_000 } else { 32 * 1024 * 1024 };
 
-/// Chunks that are read and wait to be written, beside the one that is read and the one that is written.
+/// Chunks that are read and wait to be made into rows, beside the one that is read and the one that is worked on.
 const CHUNKS_WAITING: usize = 1;
+
+/// Batches of rows that wait to be written: a few megabytes.
+const BATCHES_WAITING: usize = 4;
 
 /// The engine is flushed behind so many chunks: it keeps what was not flushed in memory.
 const CHUNKS_PER_FLUSH: usize = 16;
@@ -67,7 +76,7 @@ impl<E> From<LayerError> for LoadError<E> {
 
 /// Fills an empty engine with the records of a state and makes it durable. Of each key an older version must come before
 /// a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older snapshots. Blocks, on
-/// two threads: this one reads, another one writes.
+/// three threads: this one reads, one makes rows of the records, one writes them.
 ///
 /// # Errors
 /// [`LoadError`]; the engine is of no use then.
@@ -80,16 +89,20 @@ pub fn load<E>(
     if !engine.scan(all)?.is_empty() {
         return Err(LoadError::NotEmpty);
     }
+    let written = &AtomicUsize::new(0);
     thread::scope(|scope| {
         let (ready, waiting) = mpsc::sync_channel(CHUNKS_WAITING);
-        let writing = scope.spawn(move || write(engine, &waiting));
+        let (full, rows) = mpsc::sync_channel(BATCHES_WAITING);
+        let writing = scope.spawn(move || write(engine, &rows, written));
+        let making = scope.spawn(move || make_rows(engine, &waiting, &full, written));
         let read = read(applied, records, &ready);
         drop(ready);
-        // A failure of the engine explains why reading ended early.
+        // Each explains why those before it ended early.
         writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         read
     })?;
-    BatchWriter::new(engine).put_marker(applied)?;
+    BatchWriter::new(|batch| engine.commit(batch)).put_marker(applied)?;
     engine.flush()?;
     Ok(())
 }
@@ -125,15 +138,76 @@ fn read<E>(
     Ok(())
 }
 
-/// Writes chunks as they come.
-fn write(engine: &dyn Engine, chunks: &Receiver<Layer>) -> Result<(), LayerError> {
-    let mut writer = BatchWriter::new(engine);
-    // Whatever is in there came from these records.
-    let sound = Revision::new(u64::MAX);
-    for (count, chunk) in (1_usize..).zip(chunks) {
-        write_layer(&mut writer, &chunk, sound)?;
-        if count.is_multiple_of(CHUNKS_PER_FLUSH) {
-            engine.flush()?;
+/// What is to be written.
+enum Rows {
+    Batch(Batch),
+    /// All of a chunk has come.
+    Chunk,
+}
+
+/// Makes rows of chunks as they come, and hands them on in batches, until nobody takes them any more.
+fn make_rows(
+    engine: &dyn Engine,
+    chunks: &Receiver<Layer>,
+    full: &SyncSender<Rows>,
+    written: &AtomicUsize,
+) -> Result<(), LayerError> {
+    // Why it has stopped, the writing thread tells.
+    let hand_on = |rows| full.send(rows).map_err(|_| Error::Damaged("the rows are not written any more".into()));
+    let mut writer = BatchWriter::new(|batch| hand_on(Rows::Batch(batch)));
+    let mut chains = RecentChains { engine, recent: VecDeque::new() };
+    for (count, chunk) in (1..).zip(chunks) {
+        chains.begin(count, written.load(Ordering::Acquire));
+        write_layer(&mut writer, &chunk, &mut chains)?;
+        hand_on(Rows::Chunk)?;
+    }
+    Ok(())
+}
+
+/// How versions hang together: of keys in the last chunks, which may not be written yet, from memory; of others, the engine
+/// knows. Whatever is in there came from these records.
+struct RecentChains<'a> {
+    engine: &'a dyn Engine,
+    /// The chains of the keys in a chunk, by its number; the newest chunk first.
+    recent: VecDeque<(usize, HashMap<Bytes, Chain>)>,
+}
+
+impl RecentChains<'_> {
+    /// The chunk of this number comes next; so many are written.
+    fn begin(&mut self, count: usize, written: usize) {
+        while self.recent.back().is_some_and(|(chunk, _)| *chunk <= written) {
+            self.recent.pop_back();
+        }
+        self.recent.push_front((count, HashMap::new()));
+    }
+}
+
+impl Chains for RecentChains<'_> {
+    fn of(&mut self, key: &Bytes) -> Result<Chain, Error> {
+        match self.recent.iter().find_map(|(_, chains)| chains.get(key)) {
+            Some(chain) => Ok(chain.clone()),
+            None => history::chain_at(self.engine, key, Revision::new(u64::MAX)),
+        }
+    }
+
+    fn grown(&mut self, key: &Bytes, chain: &Chain) {
+        if let Some((_, chains)) = self.recent.front_mut() {
+            chains.insert(key.clone(), chain.clone());
+        }
+    }
+}
+
+/// Writes rows as they come, and tells how many chunks were.
+fn write(engine: &dyn Engine, rows: &Receiver<Rows>, written: &AtomicUsize) -> Result<(), Error> {
+    for rows in rows {
+        match rows {
+            Rows::Batch(batch) => engine.commit(batch)?,
+            Rows::Chunk => {
+                let count = written.fetch_add(1, Ordering::Release) + 1;
+                if count.is_multiple_of(CHUNKS_PER_FLUSH) {
+                    engine.flush()?;
+                }
+            }
         }
     }
     Ok(())

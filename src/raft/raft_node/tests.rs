@@ -157,6 +157,18 @@ async fn at_once<T>(
     }
 }
 
+/// Three nodes have some three hundred files open, and tests run side by side: more than the 1,024 that a process often begins with,
+/// though it may have more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < ENOUGH) {
+        limit.current = Some(limit.maximum.map_or(ENOUGH, |maximum| maximum.min(ENOUGH)));
+        setrlimit(Resource::Nofile, limit).expect("a process may have its hard limit");
+    }
+}
+
 impl Cluster {
     async fn start(members: u64) -> Self {
         Self::start_with(members, u64::MAX).await
@@ -172,6 +184,7 @@ impl Cluster {
     }
 
     async fn start_limited(count: u64, snapshot_log_bytes: u64, catchup_bytes_per_second: u64, timers: Timers) -> Self {
+        raise_file_limit();
         let (network, dir) = (Network::new(), tempfile::tempdir().unwrap());
         let members = BTreeMap::new();
         let mut cluster = Self { network, dir, timers, snapshot_log_bytes, catchup_bytes_per_second, members };

@@ -110,7 +110,7 @@ async fn what_was_refused_for_want_of_a_quorum_is_never_applied() {
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
     // Two are in the log before the leader knows; those behind them wait, and are given up in time.
-    let in_log = fill_rounds(&cluster, leader, soon(6_000)).await;
+    let in_log = fill_rounds(&cluster, leader, soon(10_000)).await;
     cluster.isolate(leader);
     let waiting: Vec<_> = (0..20).map(|at| format!("waiting-{at}")).collect();
     let refused = join_all(waiting.iter().map(|name| node.propose(put(name, "v"), soon(700)))).await;

@@ -258,7 +258,7 @@ fn load_is_reported_for_people_and_for_programs() {
     let bench = |kind: &str, endpoint: &str, format: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
         command.env_clear().args(["bench", kind, "--endpoint", endpoint, "--output", format]);
-        command.args(["--clients", "3", "--duration", "200ms", "--keys", "10"]).output().unwrap()
+        command.args(["--clients", "3", "--duration", "500ms", "--keys", "10"]).output().unwrap()
     };
     for kind in ["put", "get", "stale", "mixed", "txn"] {
         let output = bench(kind, url.trim(), "json");
@@ -268,7 +268,11 @@ fn load_is_reported_for_people_and_for_programs() {
         assert!(report["operations"].as_u64() > Some(0) && report["latency_us"]["p99"].as_u64() > Some(0), "{report}");
     }
     let text = String::from_utf8(bench("mixed", url.trim(), "text").stdout).unwrap();
-    assert!(text.starts_with("mixed: 3 clients, 10 keys, 256-byte values, 0.2 s\n  rate "), "{text}");
+    // The time that it took, which on a busy machine is more than it was to take.
+    let took = text
+        .strip_prefix("mixed: 3 clients, 10 keys, 256-byte values, ")
+        .and_then(|rest| rest.split_once(" s\n  rate "));
+    assert!(took.is_some_and(|(took, _)| took.parse::<f64>().is_ok_and(|took| took >= 0.5)), "{text}");
     let output = bench("put", &nobody(), "text");
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "quorate: no request succeeded\n");

@@ -268,7 +268,7 @@ async fn a_write_that_asks_for_it_is_answered_only_once_it_is_off_site() {
     for number in 0..30 {
         let (node, key) = (&archived.cluster.nodes[number % 3], format!("safe/{number}"));
         let begun = Instant::now();
-        let (status, body) = put_offsite(node, &key, "10s").await;
+        let (status, body) = put_offsite(node, &key, "40s").await;
         took += begun.elapsed();
         assert_eq!(status, 201, "{body}");
         let machine = archived.replayed(&Identities::default()).await;
@@ -319,7 +319,7 @@ async fn without_the_store_writes_go_on_an_alarm_stands_and_the_truth_is_told() 
 async fn an_archive_that_is_emptied_is_an_alarm_and_counts_for_nothing_until_it_is_begun_anew() {
     let archived = Archived::start("flush_interval = '1h'", &[]).await;
     archived.until("it is well", |info| info.active.is_some() && info.full.is_some()).await;
-    let (status, body) = put_offsite(&archived.cluster.nodes[0], "before", "10s").await;
+    let (status, body) = put_offsite(&archived.cluster.nodes[0], "before", "40s").await;
     assert_eq!(status, 201, "{body}");
     // All of it, the marker included, as somebody does who takes it for another folder.
     std::fs::remove_dir_all(&archived.folder).unwrap();

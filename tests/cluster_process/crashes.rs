@@ -17,8 +17,9 @@ pub(crate) const WRITERS: usize = 12;
 /// The promise: writes resume within three election timeouts, of 1 s each by default.
 pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(3);
 
-/// What a busy test machine may add to it.
-pub(crate) const RESUME_SLACK: Duration = Duration::from_secs(2);
+/// What a busy test machine may add to it: less than the deadline of the writes that a fault holds up. `scripts/faults` holds
+/// the promise against less.
+pub(crate) const RESUME_SLACK: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_loses_no_acknowledged_write_and_writes_resume() {

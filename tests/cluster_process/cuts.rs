@@ -7,11 +7,11 @@ use tokio::time::Instant;
 use crate::crashes::{RESUME_SLACK, RESUME_WITHIN, WRITERS};
 use crate::links::Links;
 use crate::load::{Load, Told, put};
-use crate::process::{Cluster, PATIENCE, POLL, Settings, http};
+use crate::process::{Cluster, PATIENCE, POLL, Settings, http, without_elections};
 use crate::recorder::Answer;
 
-/// The greatest time beyond its deadline that an answer may take.
-const DEADLINE_SLACK: Duration = Duration::from_secs(2);
+/// The greatest time beyond its deadline that an answer may take on a busy machine: without a deadline of its own it would be 5 s.
+const DEADLINE_SLACK: Duration = Duration::from_millis(3_500);
 
 /// The deadline of what is asked of a node that is cut off.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -120,10 +120,7 @@ async fn a_leader_that_hears_nobody_gives_way() {
     let cut_at = Instant::now();
     links.cut(&[(others[0], old), (others[1], old)]);
     // It still takes itself for the leader and sends the write out, but never hears what became of it.
-    let key = "load/unheard";
-    let answer = put(&http(), &cluster.nodes[old].url(""), key, DEADLINE).await;
-    assert!(matches!(answer, Answer::Unknown), "a write that nobody confirmed was answered with {answer:?}");
-    told.unknown.insert(key.into());
+    write_at_the_cut(&cluster, old, &mut told).await;
     let new = other_leader(&mut cluster, old).await;
     set(&cluster, new, "new").await;
     println!("the others elected and wrote {:?} after the cut", cut_at.elapsed());
@@ -138,6 +135,10 @@ async fn a_leader_that_hears_nobody_gives_way() {
 /// With pre-vote, a follower that comes back does not disturb the leader it could not hear.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_is_cut_off_comes_back_without_an_election() {
+    without_elections(None, a_follower_is_cut_off).await;
+}
+
+async fn a_follower_is_cut_off() -> Result<(), String> {
     let (mut cluster, links) = Links::start(&Settings::default()).await;
     let (leader, follower) = (cluster.leader().await, cluster.follower().await);
     let mut told = Told::default();
@@ -151,8 +152,8 @@ async fn a_follower_that_is_cut_off_comes_back_without_an_election() {
     cluster.nodes[follower].ready().await;
     told.merge(load.stop().await);
     let status = cluster.converged().await;
-    assert_eq!(status.term, term, "the healthy leader was disturbed");
     told.check(&cluster).await;
+    if status.term == term { Ok(()) } else { Err(format!("the leader of term {term} was disturbed: {}", status.term)) }
 }
 
 /// The leader's entries still arrive at the follower, but no proof of how fresh it is: what was proven before a read waited

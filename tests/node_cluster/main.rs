@@ -97,7 +97,20 @@ async fn start(config: NodeConfig, listener: TcpListener) -> Result<TestNode, St
     }
 }
 
+/// Three nodes have some three hundred files open, and tests run side by side: more than the 1,024 that a process often begins with,
+/// though it may have more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < ENOUGH) {
+        limit.current = Some(limit.maximum.map_or(ENOUGH, |maximum| maximum.min(ENOUGH)));
+        setrlimit(Resource::Nofile, limit).expect("a process may have its hard limit");
+    }
+}
+
 async fn start_all(configs: Vec<NodeConfig>, listeners: Vec<TcpListener>) -> Vec<TestNode> {
+    raise_file_limit();
     let starting = configs.into_iter().zip(listeners).map(|(config, listener)| start(config, listener));
     futures::future::join_all(starting)
         .await
@@ -108,7 +121,16 @@ async fn start_all(configs: Vec<NodeConfig>, listeners: Vec<TcpListener>) -> Vec
 
 async fn rebind(address: &str) -> TcpListener {
     let address: SocketAddr = address.parse().unwrap();
-    TcpListener::bind(address).await.unwrap()
+    let deadline = Node::deadline_in(PATIENCE);
+    loop {
+        // Somebody's outgoing connection may have got the port meanwhile.
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && quorate::clock::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            bound => return bound.unwrap(),
+        }
+    }
 }
 
 fn key(key: &str) -> Key {

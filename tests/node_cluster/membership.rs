@@ -101,7 +101,16 @@ impl Group {
     }
 
     async fn change(&self, at: &str, change: Change, options: ChangeOptions) -> Result<Changed, MemberError> {
-        self.node(at).change_members(&change, options, Node::deadline_in(PATIENCE)).await
+        let deadline = Node::deadline_in(PATIENCE);
+        loop {
+            match self.node(at).change_members(&change, options, deadline).await {
+                // What the leader does by itself is a change, too, and may not have come to its end.
+                Err(MemberError::Busy) if quorate::clock::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     async fn finish(self) {

@@ -80,13 +80,18 @@ pub(crate) async fn single_node_with(change: impl FnOnce(&mut ApiConfig)) -> Tes
     change(&mut api);
     let peers = bind();
     let first = BTreeMap::from([("n1".to_owned(), peers.local_addr().unwrap().to_string())]);
-    let mut node = run("n1", dir.path(), &first, api, bind(), peers);
+    let mut node = run("n1", dir.path(), &first, Timers::default(), api, bind(), peers);
     ready(&mut node).await;
     node._dir = Some(dir);
     node
 }
 
 pub(crate) async fn cluster(nodes: usize) -> TestCluster {
+    cluster_with(nodes, Timers::default()).await
+}
+
+pub(crate) async fn cluster_with(nodes: usize, timers: Timers) -> TestCluster {
+    raise_file_limit();
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<String> = (1..=nodes).map(|node| format!("n{node}")).collect();
     let sockets: Vec<_> = names.iter().map(|_| (bind(), bind())).collect();
@@ -95,12 +100,26 @@ pub(crate) async fn cluster(nodes: usize) -> TestCluster {
     let mut nodes: Vec<TestNode> = names
         .iter()
         .zip(sockets)
-        .map(|(name, (clients, peers))| run(name, &dir.path().join(name), &first, ApiConfig::default(), clients, peers))
+        .map(|(name, (clients, peers))| {
+            run(name, &dir.path().join(name), &first, timers, ApiConfig::default(), clients, peers)
+        })
         .collect();
     for node in &mut nodes {
         ready(node).await;
     }
     TestCluster { nodes, _dir: dir }
+}
+
+/// Three nodes have some three hundred files open, and tests run side by side: more than the 1,024 that a process often begins with,
+/// though it may have more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < ENOUGH) {
+        limit.current = Some(limit.maximum.map_or(ENOUGH, |maximum| maximum.min(ENOUGH)));
+        setrlimit(Resource::Nofile, limit).expect("a process may have its hard limit");
+    }
 }
 
 fn bind() -> std::net::TcpListener {
@@ -122,6 +141,7 @@ fn run(
     name: &str,
     dir: &Path,
     first: &BTreeMap<String, String>,
+    timers: Timers,
     api: ApiConfig,
     clients: std::net::TcpListener,
     peers: std::net::TcpListener,
@@ -129,7 +149,7 @@ fn run(
     let url = format!("http://{}", clients.local_addr().unwrap());
     let raft = RaftConfig {
         data_dir: dir.to_owned(),
-        timers: Timers::default(),
+        timers,
         log: LogConfig::default(),
         state: StateConfig::default(),
         engine_cache_bytes: 16 * 1024 * 1024,

@@ -175,7 +175,7 @@ async fn headers_that_dribble_in_are_cut_off() {
     let mut answer = Vec::new();
     let closed = tokio::time::timeout(PATIENCE, reader.read_to_end(&mut answer)).await;
     assert!(closed.is_ok(), "the connection is closed");
-    assert!(clock::now() - began < Duration::from_secs(5));
+    assert!(clock::now() - began < PATIENCE);
     dribble.abort();
     assert_eq!(server.metrics.timed_out.get(), 1);
     server.stop().await;
@@ -286,7 +286,8 @@ async fn what_is_no_request_is_refused_and_closed() {
 #[tokio::test]
 async fn more_connections_than_allowed_are_told_so() {
     for config in [ApiConfig { connections_max: 2, ..quick() }, ApiConfig { connections_per_ip_max: 2, ..quick() }] {
-        let server = start(ApiConfig { header_timeout: PATIENCE, spare_connections: 0, ..config }).await;
+        let config = ApiConfig { header_timeout: PATIENCE, idle_timeout: PATIENCE, spare_connections: 0, ..config };
+        let server = start(config).await;
         let mut held = [server.connect().await, server.connect().await];
         for stream in &mut held {
             stream.write_all(b"GET /in HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

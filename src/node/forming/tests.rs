@@ -67,12 +67,37 @@ async fn run(desk: &FormingDesk, network: &Network) -> Result<Formed, FormingErr
     tokio::time::timeout(PATIENCE, form(desk, &transport, &first_members())).await.expect("forming hangs")
 }
 
-/// Runs a member for a while in which it can't get ahead, then kills it.
-async fn run_and_kill(desk: &FormingDesk, network: &Network) {
+/// Runs a member for a while in which it can't get to its end, and until it got so far, then kills it.
+async fn run_and_kill(desk: &FormingDesk, network: &Network, so_far: impl Fn() -> bool) {
     let transport: Arc<dyn Transport> = Arc::new(network.endpoint(&desk.member.peer_addr));
     let first = first_members();
-    let attempts = tokio::time::timeout(RETRY_PAUSE * 10, form(desk, &transport, &first));
-    assert!(attempts.await.is_err(), "it can't get to its end");
+    let a_while = async {
+        tokio::time::sleep(RETRY_PAUSE * 10).await;
+        while !so_far() {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = form(desk, &transport, &first) => panic!("it can't get to its end"),
+        in_time = tokio::time::timeout(PATIENCE, a_while) => in_time.expect("it does not get so far"),
+    }
+}
+
+/// Ends all processes; their directories are free then.
+async fn end(desks: Vec<Arc<FormingDesk>>, network: &Network) {
+    let ends: Vec<_> = desks.iter().map(Arc::downgrade).collect();
+    drop(desks);
+    for name in NAMES {
+        network.stop(&address(name));
+    }
+    // A call that was under way holds the desk that it came to, until its task has had a turn.
+    let free = async {
+        while ends.iter().any(|desk| desk.strong_count() > 0) {
+            tokio::time::sleep(RETRY_PAUSE / 10).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, free).await.expect("somebody holds a desk");
 }
 
 fn identities(desks: &[Arc<FormingDesk>]) -> Vec<(ClusterId, NodeId)> {
@@ -116,15 +141,12 @@ async fn a_coordinator_that_dies_half_way_through_goes_on_with_the_same_cluster(
     let seats = NAMES.map(Seat::new);
     let desks: Vec<_> = seats.iter().map(|seat| seat.start(&network)).collect();
     network.serve(&address("c"), Arc::new(Front { desk: desks[2].clone(), refuses_identities: true }));
-    run_and_kill(&desks[0], &network).await;
-    assert!(desks[1].identity().is_some() && desks[2].identity().is_none() && desks[0].identity().is_none());
+    run_and_kill(&desks[0], &network, || desks[1].identity().is_some()).await;
+    assert!(desks[2].identity().is_none() && desks[0].identity().is_none());
     let begun = desks[1].identity().unwrap().cluster;
 
     // All of them restart, in the state they were in.
-    drop(desks);
-    for name in NAMES {
-        network.stop(&address(name));
-    }
+    end(desks, &network).await;
     let desks: Vec<_> = seats.iter().map(|seat| seat.start(&network)).collect();
     let formed = join_all(desks.iter().map(|desk| run(desk, &network))).await;
     assert!(formed.iter().all(Result::is_ok));
@@ -140,10 +162,7 @@ async fn a_coordinator_that_dies_before_the_first_membership_goes_on() {
     let formed = join_all(desks.iter().map(|desk| run(desk, &network))).await;
     let members = formed.into_iter().next().unwrap().unwrap().members.unwrap();
     desks[1].mark_log().unwrap();
-    drop(desks);
-    for name in NAMES {
-        network.stop(&address(name));
-    }
+    end(desks, &network).await;
     // "b" has a log by now, but no vote and no entry.
     std::fs::create_dir(seats[1].dir.path().join("log")).unwrap();
     std::fs::write(seats[1].dir.path().join("log/chunk.wal"), "header").unwrap();
@@ -185,9 +204,9 @@ async fn a_wiped_member_waits_where_nobody_can_tell_it() {
     let network = Network::new();
     let seats = NAMES.map(Seat::new);
     let coordinator = seats[0].start(&network);
-    run_and_kill(&coordinator, &network).await;
+    run_and_kill(&coordinator, &network, || true).await;
     let _second = seats[1].start(&network);
-    run_and_kill(&coordinator, &network).await;
+    run_and_kill(&coordinator, &network, || true).await;
     assert_eq!(coordinator.identity(), None, "all first members must answer");
 }
 
@@ -229,7 +248,7 @@ async fn an_identity_of_another_cluster_is_not_overwritten() {
     };
     desks[1].adopt(foreign(71, 2, "b")).unwrap();
     desks[2].adopt(foreign(72, 3, "c")).unwrap();
-    run_and_kill(&desks[0], &network).await;
+    run_and_kill(&desks[0], &network, || true).await;
     assert_eq!(desks[0].identity(), None);
     assert_eq!(identities(&desks[1..]), [(ClusterId::new(71), NodeId::new(2)), (ClusterId::new(72), NodeId::new(3))]);
     assert!(desks[1].adopt(foreign(71, 3, "b")).is_err(), "nor an id");

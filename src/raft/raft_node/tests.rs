@@ -13,12 +13,15 @@ mod reading;
 mod snapshots;
 mod transfers;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use tempfile::TempDir;
 
 use super::*;
+use crate::raft::config::Timers;
 use crate::raft::log_store::LogConfig;
 use crate::state::{Operation, Principal, Txn, TxnOp};
 use crate::transport::memory::Network;
@@ -33,21 +36,41 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a condition that gives no news is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Stands before a member: counts the calls that arrive and their bytes, and holds those of one channel for as long as it is told to.
+/// Longer than the product's, so that nobody is elected because the machine was busy with something else for a second.
+fn steady() -> Timers {
+    let (election_min, election_max) = (Duration::from_millis(1_500), Duration::from_secs(3));
+    Timers { election_min, election_max, ..Timers::default() }
+}
+
+/// Stands before a member: counts the calls that arrive and their bytes, and holds or loses those of one channel for as long as it
+/// is told to.
 struct Gate {
     inner: Arc<dyn PeerHandler>,
-    held: watch::Sender<Option<Channel>>,
+    /// Calls of a channel behind the first so many.
+    held: watch::Sender<Option<(Channel, u64)>>,
+    lost: watch::Sender<Option<Channel>>,
     calls: [AtomicU64; Channel::ALL.len()],
     bytes: [AtomicU64; Channel::ALL.len()],
 }
 
 impl Gate {
     fn hold(&self, channel: Channel) {
-        self.held.send_replace(Some(channel));
+        self.hold_behind(channel, 0);
+    }
+
+    /// Holds the calls of a channel behind the first so many, of all that ever came.
+    fn hold_behind(&self, channel: Channel, calls: u64) {
+        self.held.send_replace(Some((channel, calls)));
+    }
+
+    /// Has the calls of a channel come to nothing, as if the connection broke.
+    fn lose(&self, channel: Channel) {
+        self.lost.send_replace(Some(channel));
     }
 
     fn release(&self) {
         self.held.send_replace(None);
+        self.lost.send_replace(None);
     }
 
     fn calls(&self, channel: Channel) -> u64 {
@@ -61,10 +84,15 @@ impl Gate {
 
 impl PeerHandler for Gate {
     fn handle(&self, channel: Channel, request: Bytes) -> BoxFuture<'_, Option<Bytes>> {
-        self.calls[usize::from(channel.code()) - 1].fetch_add(1, Ordering::SeqCst);
+        let before = self.calls[usize::from(channel.code()) - 1].fetch_add(1, Ordering::SeqCst);
         self.bytes[usize::from(channel.code()) - 1].fetch_add(request.len() as u64, Ordering::SeqCst);
         Box::pin(async move {
-            self.held.subscribe().wait_for(|held| *held != Some(channel)).await.ok()?;
+            let is_held =
+                |held: &Option<(Channel, u64)>| held.is_some_and(|(which, first)| which == channel && before >= first);
+            self.held.subscribe().wait_for(|held| !is_held(held)).await.ok()?;
+            if *self.lost.borrow() == Some(channel) {
+                return None;
+            }
             self.inner.handle(channel, request).await
         })
     }
@@ -79,6 +107,7 @@ struct Running {
 struct Cluster {
     network: Network,
     dir: TempDir,
+    timers: Timers,
     snapshot_log_bytes: u64,
     catchup_bytes_per_second: u64,
     members: BTreeMap<u64, Running>,
@@ -111,18 +140,54 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Begins all of these in one go, before any of them is worked on: the gate that they come to holds until then.
+async fn at_once<T>(
+    gates: &[&Gate],
+    channel: Channel,
+    futures: impl Iterator<Item = impl Future<Output = T>>,
+) -> Vec<T> {
+    gates.iter().for_each(|gate| gate.hold(channel));
+    // Unconstrained, because Tokio would have a task that begins so much pause in between.
+    let mut all = pin!(tokio::task::unconstrained(join_all(futures)));
+    let begun = futures::poll!(&mut all);
+    gates.iter().for_each(|gate| gate.release());
+    match begun {
+        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Pending => all.await,
+    }
+}
+
+/// Three nodes have some three hundred files open, and tests run side by side: more than the 1,024 that a process often begins with,
+/// though it may have more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < ENOUGH) {
+        limit.current = Some(limit.maximum.map_or(ENOUGH, |maximum| maximum.min(ENOUGH)));
+        setrlimit(Resource::Nofile, limit).expect("a process may have its hard limit");
+    }
+}
+
 impl Cluster {
     async fn start(members: u64) -> Self {
         Self::start_with(members, u64::MAX).await
     }
 
     async fn start_with(count: u64, snapshot_log_bytes: u64) -> Self {
-        Self::start_limited(count, snapshot_log_bytes, 50 * 1024 * 1024).await
+        Self::start_limited(count, snapshot_log_bytes, 50 * 1024 * 1024, steady()).await
     }
 
-    async fn start_limited(count: u64, snapshot_log_bytes: u64, catchup_bytes_per_second: u64) -> Self {
+    /// With the product's own timers: for what waits for several elections, and minds none.
+    async fn start_quick(count: u64) -> Self {
+        Self::start_limited(count, u64::MAX, 50 * 1024 * 1024, Timers::default()).await
+    }
+
+    async fn start_limited(count: u64, snapshot_log_bytes: u64, catchup_bytes_per_second: u64, timers: Timers) -> Self {
+        raise_file_limit();
         let (network, dir) = (Network::new(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { network, dir, snapshot_log_bytes, catchup_bytes_per_second, members: BTreeMap::new() };
+        let members = BTreeMap::new();
+        let mut cluster = Self { network, dir, timers, snapshot_log_bytes, catchup_bytes_per_second, members };
         for id in 1..=count {
             cluster.open(id).await;
         }
@@ -134,6 +199,7 @@ impl Cluster {
 
     fn config(&self, id: u64) -> RaftConfig {
         RaftConfig {
+            timers: self.timers,
             // Removed in whole files: they must be smaller than what makes a snapshot due.
             log: LogConfig {
                 chunk_bytes: (self.snapshot_log_bytes / 4).min(LogConfig::default().chunk_bytes),
@@ -168,6 +234,7 @@ impl Cluster {
         let gate = Gate {
             inner: node.handler(),
             held: watch::Sender::new(None),
+            lost: watch::Sender::new(None),
             calls: Default::default(),
             bytes: Default::default(),
         };
@@ -237,7 +304,7 @@ impl Cluster {
 
     /// Waits until a member knows of a leader, itself or another, that serves as far as it knows.
     async fn serves(&self, id: u64) {
-        let silence = super::super::config::Timers::default().leader_silence();
+        let silence = self.timers.leader_silence();
         until("it knows of a leader that serves", || self.node(id).leader_heard(silence) != Leader::None).await;
     }
 
@@ -249,6 +316,19 @@ impl Cluster {
                 // It has just found out that it leads no more, after it was healed: surely not applied, so asked again.
                 Err(ProposeError::NoQuorum | ProposeError::NoLeader) if clock::now() < deadline => {}
                 result => return drop(result.unwrap().unwrap()),
+            }
+        }
+    }
+
+    /// Waits for a read barrier of a member that may have been a leader without a quorum a moment ago.
+    async fn barrier(&self, id: u64) {
+        let deadline = soon(30_000);
+        loop {
+            self.serves(id).await;
+            match self.node(id).read_barrier(deadline).await {
+                // It turns readers away until it hears of the quorum, or of the next leader.
+                Err(BarrierError::NoQuorum | BarrierError::NoLeader) if clock::now() < deadline => {}
+                result => return result.unwrap(),
             }
         }
     }

@@ -489,7 +489,7 @@ mod tests {
                 "the machine is gone",
                 |wire, now| {
                     if now == 3 {
-                        wire.gone(now, 1, false)
+                        wire.gone(now, 1, false);
                     }
                 },
                 false,
@@ -499,7 +499,7 @@ mod tests {
                 "it is cut off meanwhile",
                 |wire, now| {
                     if now == 2 || now == 3_000 {
-                        wire.cut(0, 1, now == 2)
+                        wire.cut(0, 1, now == 2);
                     }
                 },
                 false,

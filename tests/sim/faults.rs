@@ -88,24 +88,13 @@ impl World {
     fn takes_effect(&self, fault: &Fault) -> bool {
         let runs = |place: &Place| self.machines[*place].runs();
         match fault {
-            Fault::Kill { place, .. }
-            | Fault::Restart { place, .. }
-            | Fault::PowerCut { place, .. }
-            | Fault::Pause { place, .. }
-            | Fault::SlowDisk { place, .. }
-            | Fault::DiskFailure { place, .. }
-            | Fault::Snapshot { place }
-            | Fault::Remove { place }
-            | Fault::Vote { place, .. }
-            | Fault::StoreCut { place, .. }
-            | Fault::Transfer { to: place } => runs(place),
             Fault::Join { place } => !runs(place) && !self.members[*place],
             Fault::Damage { place, .. } => self.may_lose(*place),
-            Fault::OneWay { from, to, .. } => runs(from) && runs(to),
             Fault::Partition { side, .. } => {
                 side.iter().any(runs) && (0..MACHINES).any(|place| !side.contains(&place) && runs(&place))
             }
-            Fault::Clock { .. } | Fault::Blackout { .. } | Fault::Storm { .. } | Fault::Store { .. } => true,
+            Fault::Clock { .. } => true,
+            others => others.clone().places().into_iter().all(|place| runs(place)),
         }
     }
 
@@ -116,26 +105,7 @@ impl World {
         };
         let leader = self.machines.iter().find(leads).map_or(0, |machine| machine.place);
         let mut fault = fault.clone();
-        let named: Vec<&mut Place> = match &mut fault {
-            Fault::Kill { place, .. }
-            | Fault::Restart { place, .. }
-            | Fault::PowerCut { place, .. }
-            | Fault::Pause { place, .. }
-            | Fault::SlowDisk { place, .. }
-            | Fault::DiskFailure { place, .. }
-            | Fault::Clock { place, .. }
-            | Fault::Snapshot { place }
-            | Fault::Join { place }
-            | Fault::Remove { place }
-            | Fault::StoreCut { place, .. }
-            | Fault::Damage { place, .. }
-            | Fault::Vote { place, .. } => vec![place],
-            Fault::Transfer { to } => vec![to],
-            Fault::OneWay { from, to, .. } => vec![from, to],
-            Fault::Partition { side, .. } => side.iter_mut().collect(),
-            Fault::Blackout { .. } | Fault::Storm { .. } | Fault::Store { .. } => Vec::new(),
-        };
-        named.into_iter().filter(|place| **place == LEADER).for_each(|place| *place = leader);
+        fault.places().into_iter().filter(|place| **place == LEADER).for_each(|place| *place = leader);
         match &mut fault {
             Fault::OneWay { from, to, .. } if from == to => *to = (*to + 1) % self.plan.settings.founders,
             // On a machine without a process these do nothing: the next one that has one takes its place.

@@ -79,6 +79,31 @@ pub(crate) enum Fault {
     Vote { place: Place, votes: bool },
 }
 
+impl Fault {
+    /// The machines that it names.
+    pub(crate) fn places(&mut self) -> Vec<&mut Place> {
+        match self {
+            Self::Kill { place, .. }
+            | Self::Restart { place, .. }
+            | Self::PowerCut { place, .. }
+            | Self::Pause { place, .. }
+            | Self::SlowDisk { place, .. }
+            | Self::DiskFailure { place, .. }
+            | Self::Damage { place, .. }
+            | Self::Clock { place, .. }
+            | Self::Transfer { to: place }
+            | Self::Snapshot { place }
+            | Self::StoreCut { place, .. }
+            | Self::Join { place }
+            | Self::Remove { place }
+            | Self::Vote { place, .. } => vec![place],
+            Self::OneWay { from, to, .. } => vec![from, to],
+            Self::Partition { side, .. } => side.iter_mut().collect(),
+            Self::Blackout { .. } | Self::Storm { .. } | Self::Store { .. } => Vec::new(),
+        }
+    }
+}
+
 /// When what happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Action {

@@ -70,7 +70,7 @@ impl World {
             let image = self.machines[place].log.image().map_err(|error| Violation::new("log", error.to_string()))?;
             self.checks.crashed(place, &image);
             let says_so = how == Crash::Kill || self.random.random_bool(0.5);
-            self.wire.gone(place, says_so);
+            self.wire.gone(self.now, place, says_so);
             for client in &mut self.clients {
                 if let Some(op) = client.busy.take_if(|op| op.place == place) {
                     self.checks.lost(&op);

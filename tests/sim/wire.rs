@@ -1,11 +1,12 @@
 //! The simulated network: every request and every answer is a parcel whose fate is drawn from the seed.
 //!
 //! Guarantees: what a link does (delay, loss, a cut of one direction) is decided parcel by parcel in an order that follows
-//! from the seed alone; a call ends by its deadline, and one to a process that is not there is refused when the link is
-//! whole. Requests of Raft itself may arrive twice and in another order, which a connection would not do. Leaves out: bytes
-//! on a wire, and duplicates of forwarded commands and snapshot parts, which no connection makes either.
+//! from the seed alone; a call ends by its deadline, and earlier if its connection is dead; one to a process that is not
+//! there is refused when the link is whole. Requests of Raft itself may arrive twice and in another order, which a
+//! connection would not do. Leaves out: bytes on a wire, and duplicates of forwarded commands and snapshot parts, which no
+//! connection makes either.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +20,12 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
+
+/// A call of which a parcel was lost breaks after so many steps, if its machines can reach each other by then: TCP sends
+/// again, and who knows nothing of the connection says so. Without this a call would be silent until its deadline, which for
+/// a part of a snapshot is a minute and for its installation a quarter of an hour, as no connection is. The deadlines of
+/// appends, votes and what clients ask come first.
+const LOSS_NOTICED: u64 = 2_000;
 
 /// Forwarded commands in a thousand that arrive twice if that bug is planted.
 const PLANTED_DOUBLES: u32 = 100;
@@ -242,6 +249,8 @@ pub(crate) struct Wire {
     cuts: BTreeMap<(Place, Place), u32>,
     under_way: BTreeMap<(u64, u64), Parcel>,
     waiting: BTreeMap<u64, (Place, Place, Answered)>,
+    /// Calls that will have no answer, by when their callers hear so.
+    dead: BTreeSet<(u64, u64)>,
     pipes: BTreeMap<u64, PipeState>,
     numbers: u64,
     /// A planted bug: forwarded commands arrive twice as well.
@@ -257,6 +266,7 @@ impl Wire {
             cuts: BTreeMap::new(),
             under_way: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            dead: BTreeSet::new(),
             pipes: BTreeMap::new(),
             numbers: 0,
             double_forwards: false,
@@ -281,8 +291,8 @@ impl Wire {
         self.cuts.get(&(from, to)).is_some_and(|cuts| *cuts > 0)
     }
 
-    /// A process is gone: its calls are nobody's, and those to it break, if the machine is there to say so.
-    pub(crate) fn gone(&mut self, place: Place, says_so: bool) {
+    /// A process is gone: its calls are nobody's, and those to it break: at once if the machine is there to say so.
+    pub(crate) fn gone(&mut self, now: u64, place: Place, says_so: bool) {
         let touches = |state: &PipeState| state.ends.is_some_and(|(from, to)| from == place || to == place);
         let torn: Vec<u64> = self.pipes.iter().filter(|(_, state)| touches(state)).map(|(pipe, _)| *pipe).collect();
         torn.into_iter().for_each(|pipe| self.break_pipe(pipe));
@@ -294,10 +304,27 @@ impl Wire {
             // Its caller may be gone as well.
             let _ = answered.send(Err(Lost::Broken));
         }
+        let unheard = self.waiting.iter().filter(|(_, (_, to, _))| *to == place);
+        self.dead.extend(unheard.map(|(call, _)| (now + LOSS_NOTICED, *call)));
+    }
+
+    /// Calls break that were dead for long enough.
+    fn notice_losses(&mut self, now: u64) {
+        while let Some((_, call)) = self.dead.first().copied().filter(|(at, _)| *at <= now) {
+            self.dead.pop_first();
+            let Some((from, to, _)) = self.waiting.get(&call) else { continue };
+            if self.is_cut(*from, *to) || self.is_cut(*to, *from) {
+                self.dead.insert((now + LOSS_NOTICED, call));
+            } else if let Some((_, _, answered)) = self.waiting.remove(&call) {
+                // Its caller may have given up.
+                let _ = answered.send(Err(Lost::Broken));
+            }
+        }
     }
 
     /// Takes what was sent since the last step on its way.
     pub(crate) fn post(&mut self, now: u64) {
+        self.notice_losses(now);
         let sent = std::mem::take(&mut *self.outbox.sent.lock());
         for sent in sent {
             match sent {
@@ -359,6 +386,8 @@ impl Wire {
         if goes {
             self.numbers += 1;
             self.under_way.insert((at, self.numbers), parcel);
+        } else {
+            self.dead.insert((now + LOSS_NOTICED, parcel.id));
         }
     }
 
@@ -384,8 +413,9 @@ impl Wire {
             if !cut && !parcel.pipe.is_some_and(broken) {
                 return Some(parcel);
             }
-            if let Some(pipe) = parcel.pipe {
-                self.break_pipe(pipe);
+            match parcel.pipe {
+                Some(pipe) => self.break_pipe(pipe),
+                None => drop(self.dead.insert((now + LOSS_NOTICED, parcel.id))),
             }
         }
     }
@@ -406,5 +436,79 @@ impl Wire {
         let Parcel { id, from, to, pipe, .. } = *request;
         let parcel = Parcel { id, from: to, to: from, pipe, load: Load::NoAnswer(false) };
         self.dispatch(now, parcel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use rand::SeedableRng;
+
+    use super::*;
+
+    const FINE: Weather = Weather { delay: (1, 1), lost: 0, doubled: 0, late: 0 };
+    const LOSING: Weather = Weather { lost: 1_000, ..FINE };
+
+    /// After how many steps a call ends that has a quarter of an hour, where this happens to the network.
+    async fn ends_after(happens: fn(&mut Wire, u64), is_answered: bool) -> u64 {
+        let mut wire = Wire::new(SmallRng::seed_from_u64(1), FINE);
+        let (line, deadline) = (wire.outbox.transport(0), quorate::clock::now() + Duration::from_secs(15 * 60));
+        let mut call = line.call("n2:1", Channel::Snapshot, Bytes::new(), deadline);
+        let mut now = 0;
+        loop {
+            if let Poll::Ready(answer) = futures::poll!(&mut call) {
+                assert!(matches!(answer, Err(CallError::NoAnswer { .. })), "{answer:?}");
+                return now;
+            }
+            now += 1;
+            assert!(now < 10_000, "it does not end");
+            happens(&mut wire, now);
+            wire.post(now);
+            while let Some(request) = wire.next_due(now).filter(|_| is_answered) {
+                wire.outbox.answer(&request, Some(Bytes::new()));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_gets_no_answer_ends_soon_after_the_machines_can_reach_each_other() {
+        type Case = (&'static str, fn(&mut Wire, u64), bool, Range<u64>);
+        let noticed = LOSS_NOTICED..LOSS_NOTICED + 5;
+        let cases: [Case; 4] = [
+            ("the request is lost", |wire, _| wire.set_weather(LOSING), false, noticed.clone()),
+            (
+                "the answer is lost",
+                |wire, now| wire.set_weather(if now < 2 { FINE } else { LOSING }),
+                true,
+                noticed.clone(),
+            ),
+            (
+                "the machine is gone",
+                |wire, now| {
+                    if now == 3 {
+                        wire.gone(now, 1, false);
+                    }
+                },
+                false,
+                noticed,
+            ),
+            (
+                "it is cut off meanwhile",
+                |wire, now| {
+                    if now == 2 || now == 3_000 {
+                        wire.cut(0, 1, now == 2);
+                    }
+                },
+                false,
+                3_000..3_000 + LOSS_NOTICED,
+            ),
+        ];
+        for (case, happens, is_answered, expected) in cases {
+            let after = ends_after(happens, is_answered).await;
+            assert!(expected.contains(&after), "{case}: after {after} steps");
+        }
     }
 }

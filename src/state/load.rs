@@ -4,7 +4,7 @@
 //! a marker an engine is empty to [`StateMachine::open`](super::StateMachine::open); memory is bounded, however large the
 //! state is. Leaves out: where the records come from (`snapshot`, `backup/`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -169,7 +169,7 @@ fn make_rows(
 struct RecentChains<'a> {
     engine: &'a dyn Engine,
     /// The chains of the keys in a chunk, by its number; the newest chunk first.
-    recent: VecDeque<(usize, HashMap<Bytes, Chain>)>,
+    recent: VecDeque<(usize, BTreeMap<Bytes, Chain>)>,
 }
 
 impl RecentChains<'_> {
@@ -178,7 +178,7 @@ impl RecentChains<'_> {
         while self.recent.back().is_some_and(|(chunk, _)| *chunk <= written) {
             self.recent.pop_back();
         }
-        self.recent.push_front((count, HashMap::new()));
+        self.recent.push_front((count, BTreeMap::new()));
     }
 }
 

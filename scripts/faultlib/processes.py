@@ -1,4 +1,4 @@
-"""Rows that stop, kill and starve processes: P1 to P4. No script of its own."""
+"""Rows that stop, kill and starve processes: P1, P2 and P4. No script of its own."""
 
 import contextlib
 import math
@@ -78,10 +78,6 @@ def length_of_pause(bench):
     if not bench.options.short and bench.random.random() < 0.1:
         low, high = LONG_PAUSES
     return math.exp(bench.random.uniform(math.log(low), math.log(high)))
-
-
-def failpoints(bench):
-    raise Skip("the product has no failpoints: what only tests build would be an untested combination. D2 fails the n-th call instead")
 
 
 def starvation(bench):
@@ -282,6 +278,5 @@ def starved_of_memory(bench):
 ROWS = [
     Row("P1", "kill -9 of any subset, all nodes included", kills, (8, 20), (200, 3600), "kills"),
     Row("P2", "SIGSTOP 0.1–30 s of leader, majority, anyone; reads on all nodes", pauses, (8, 20), (300, 5400), "pauses"),
-    Row("P3", "panic and sleep at failpoints", failpoints, (1, 1), (1, 1), "points"),
     Row("P4", "a twentieth of a core; 64 and 256 files; out of memory", starvation, (3, 30), (30, 1800), "starved nodes"),
 ]

@@ -1,4 +1,4 @@
-/* Preloaded into a node by scripts/faults: makes its disk fail, lie or dawdle, and its wall clock jump.
+/* Preloaded into a node by scripts/faults: makes its disk fail, lie or dawdle, its wall clock jump, and itself stop at a point.
  *
  * FAULTS_DATA names the node's directory; only files in it are touched. FAULTS_CONTROL names a file of the numbers below,
  * 8 bytes each, which is mapped and may be changed while the node runs (scripts/faultlib/shim.py):
@@ -14,8 +14,16 @@
  *   clock_offset_s  what is added to the wall clock
  *   slowed          calls that took longer; counted here
  *   clock_reads     reads of the wall clock; counted here
+ *   stop_at         the call of this kind in this place at which the process stops, from 1; 0 for none
+ *   stop_kind       of which kind
+ *   stop_place      in which place
+ *   stop_behind     0: before it is done; 1: behind
+ *   stop_us         0: the process is killed there; otherwise the thread stands still for so long
+ *   stop_calls      calls of that kind in that place so far; counted here
+ *   stopped         calls at which it stopped; counted here
  *
- * Kinds: 0 write, 1 sync, 2 create or truncate on opening, 3 rename or unlink or mkdir, 4 change of length, 5 read. The shim of
+ * Kinds: 0 write, 1 sync, 2 create or truncate on opening, 3 rename or unlink or mkdir, 4 change of length, 5 read. Places: 0 the
+ * log, 1 the state, 2 the snapshots, 3 all else in the directory, and the directory. The shim of
  * tests/cluster_process notes every call for a proof of durability; this one only counts, so that it can be told to fail at any.
  */
 #define _GNU_SOURCE
@@ -23,6 +31,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -37,11 +46,14 @@
 #include <unistd.h>
 
 enum kind { WRITE, SYNC, CREATE, NAME, LENGTH, READ, KINDS };
+enum place { NOT_OURS = -1, LOG, STATE, SNAPSHOTS, ELSE };
+enum side { BEFORE, BEHIND };
 
 struct control {
     _Atomic long calls[KINDS];
     _Atomic long fail_at[KINDS];
     _Atomic long fail_errno, fail_forever, failed, syncs_off, sync_delay_us, write_delay_us, clock_offset_s, slowed, clock_reads;
+    _Atomic long stop_at, stop_kind, stop_place, stop_behind, stop_us, stop_calls, stopped;
 };
 
 static struct control none, *control = &none;
@@ -69,20 +81,29 @@ __attribute__((constructor)) static void begin(void) {
     control = mapped;
 }
 
-static int ours(const char *path) {
-    return data_length > 0 && strncmp(path, data, data_length) == 0 && (path[data_length] == '/' || path[data_length] == 0);
+/* Which of our places a path lies in. */
+static enum place place_of(const char *path) {
+    static const char *const folders[] = {"/log", "/state", "/snapshots"};
+    if (data_length == 0 || strncmp(path, data, data_length) != 0) return NOT_OURS;
+    const char *below = path + data_length;
+    if (*below != '/' && *below != 0) return NOT_OURS;
+    for (int place = LOG; place <= SNAPSHOTS; place++) {
+        size_t length = strlen(folders[place]);
+        if (strncmp(below, folders[place], length) == 0 && (below[length] == '/' || below[length] == 0)) return place;
+    }
+    return ELSE;
 }
 
-static int is_ours(int fd) {
+static enum place place_of_file(int fd) {
     char link[64], path[PATH_MAX];
     int before = errno;
-    if (data_length == 0) return 0;
+    if (data_length == 0) return NOT_OURS;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     errno = before;
-    if (length <= 0) return 0;
+    if (length <= 0) return NOT_OURS;
     path[length] = 0;
-    return ours(path);
+    return place_of(path);
 }
 
 static const char *const kinds[KINDS] = {"write", "sync", "create", "name", "length", "read"};
@@ -112,20 +133,50 @@ static void dawdle(long microseconds) {
     atomic_fetch_add(&control->slowed, 1);
 }
 
-#define ON_FILE(kind, call)                          \
-    if (is_ours(fd)) {                               \
-        if (kind == WRITE) dawdle(control->write_delay_us); \
-        if (fails(kind, fd, NULL)) return -1;                \
-    }                                                \
-    return call;
+/* Counts a call at which to stop; whether it is the one. */
+static int is_the_point(enum kind kind, enum place place) {
+    long at = control->stop_at;
+    if (at == 0 || control->stop_kind != kind || control->stop_place != place) return 0;
+    return atomic_fetch_add(&control->stop_calls, 1) + 1 == at;
+}
 
-#define ON_SYNC(call)                    \
-    if (is_ours(fd)) {                   \
-        dawdle(control->sync_delay_us);  \
-        if (fails(SYNC, fd, NULL)) return -1;\
-        if (control->syncs_off) return 0; \
-    }                                    \
-    return call;
+static void stop(enum kind kind, enum side side) {
+    static const char *const sides[] = {"before", "behind"};
+    char line[64];
+    int before = errno;
+    if (control->stop_behind != side) return;
+    int length = snprintf(line, sizeof line, "shim: stopped %s a %s\n", sides[side], kinds[kind]);
+    if (length > 0) syscall(SYS_write, STDERR_FILENO, line, (size_t)length);
+    atomic_fetch_add(&control->stopped, 1);
+    long microseconds = control->stop_us;
+    struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
+    if (microseconds == 0) syscall(SYS_kill, (int)syscall(SYS_getpid), SIGKILL);
+    nanosleep(&time, NULL);
+    errno = before;
+}
+
+/* A call that is ours, with what may stop before and behind it. */
+#define DONE(kind, place, call)                          \
+    int is_point = is_the_point(kind, place);            \
+    if (is_point) stop(kind, BEFORE);                    \
+    __typeof__(call) result = call;                      \
+    if (is_point) stop(kind, BEHIND);                    \
+    return result;
+
+#define ON_FILE(kind, call)                                 \
+    enum place place = place_of_file(fd);                   \
+    if (place == NOT_OURS) return call;                     \
+    if (kind == WRITE) dawdle(control->write_delay_us);     \
+    if (fails(kind, fd, NULL)) return -1;                   \
+    DONE(kind, place, call)
+
+#define ON_SYNC(call)                       \
+    enum place place = place_of_file(fd);   \
+    if (place == NOT_OURS) return call;     \
+    dawdle(control->sync_delay_us);         \
+    if (fails(SYNC, fd, NULL)) return -1;   \
+    if (control->syncs_off) return 0;       \
+    DONE(SYNC, place, call)
 
 ssize_t write(int fd, const void *bytes, size_t length) { ON_FILE(WRITE, REAL(write)(fd, bytes, length)) }
 ssize_t pwrite(int fd, const void *bytes, size_t length, off_t at) { ON_FILE(WRITE, REAL(pwrite)(fd, bytes, length, at)) }
@@ -151,15 +202,19 @@ int sync_file_range(int fd, off64_t at, off64_t length, unsigned flags) {
         va_start(rest, flags);                                                    \
         mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;   \
         va_end(rest);                                                             \
-        if (flags & (O_CREAT | O_TRUNC) && ours(path) && fails(CREATE, -1, path)) return -1; \
-        return REAL(name)(path, flags, mode);                                     \
+        enum place place = flags & (O_CREAT | O_TRUNC) ? place_of(path) : NOT_OURS; \
+        if (place == NOT_OURS) return REAL(name)(path, flags, mode);              \
+        if (fails(CREATE, -1, path)) return -1;                                   \
+        DONE(CREATE, place, REAL(name)(path, flags, mode))                        \
     }
 OPEN(open)
 OPEN(open64)
 
-#define ON_NAME(path, call)                         \
-    if (ours(path) && fails(NAME, -1, path)) return -1; \
-    return call;
+#define ON_NAME(path, call)                     \
+    enum place place = place_of(path);          \
+    if (place == NOT_OURS) return call;         \
+    if (fails(NAME, -1, path)) return -1;       \
+    DONE(NAME, place, call)
 
 int rename(const char *from, const char *to) { ON_NAME(to, REAL(rename)(from, to)) }
 int unlink(const char *path) { ON_NAME(path, REAL(unlink)(path)) }

@@ -11,9 +11,11 @@ from cluster import Failure
 
 SOURCE = Path(__file__).with_name("shim.c")
 KINDS = ("write", "sync", "create", "name", "length", "read")
+PLACES = ("log", "state", "snapshots", "else")
 # As in shim.c: numbers of 8 bytes.
 FIELDS = ([f"calls/{kind}" for kind in KINDS] + [f"fail_at/{kind}" for kind in KINDS]
-          + ["fail_errno", "fail_forever", "failed", "syncs_off", "sync_delay_us", "write_delay_us", "clock_offset_s", "slowed", "clock_reads"])
+          + ["fail_errno", "fail_forever", "failed", "syncs_off", "sync_delay_us", "write_delay_us", "clock_offset_s", "slowed", "clock_reads",
+             "stop_at", "stop_kind", "stop_place", "stop_behind", "stop_us", "stop_calls", "stopped"])
 COMPILE_SECONDS_MAX = 60
 
 
@@ -54,6 +56,17 @@ class Shim:
         self.set(fail_errno=number, fail_forever=int(forever))
         struct.pack_into("<q", self.numbers, 8 * FIELDS.index(f"calls/{kind}"), 0)
         struct.pack_into("<q", self.numbers, 8 * FIELDS.index(f"fail_at/{kind}"), at)
+
+    def stop(self, place, kind, at, behind, seconds=0.0):
+        """At the `at`-th call of a kind in a place from now on the process is killed, or one thread of it stands still for so long."""
+        self.set(stop_at=0)
+        self.set(stop_kind=KINDS.index(kind), stop_place=PLACES.index(place), stop_behind=int(behind), stop_us=round(seconds * 1e6),
+                 stop_calls=0, stopped=0)
+        self.set(stop_at=at)
+
+    def go_on(self):
+        """No stop any more."""
+        self.set(stop_at=0)
 
     def heal(self):
         """No failures any more, and none counted."""

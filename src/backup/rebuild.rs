@@ -151,7 +151,8 @@ impl RebuildError {
     }
 }
 
-/// Loads a snapshot file of this cluster into an empty engine. A file that is begun takes its records over, and is given back.
+/// Loads a snapshot file of this cluster into an empty engine; what it has then only [`replay`] brings to disk for sure. A file
+/// that is begun takes its records over, and is given back.
 ///
 /// # Errors
 /// [`RebuildError`].
@@ -173,12 +174,12 @@ pub fn load(
     if let Some(draft) = copy {
         reader.copy_to(draft);
     }
-    state::load(&*engine, &applied, &mut reader).map_err(failed)?;
+    state::fill(&*engine, &applied, &mut reader).map_err(failed)?;
     Ok((StateMachine::open(engine, config)?, reader.into_draft()))
 }
 
 /// Applies entries up to a point. `seen` hears of each entry, with the bytes of its commands. Blocks, on three threads: one
-/// reads, this one applies, one moves what was applied to the engine.
+/// reads, this one applies, one brings to disk what the engine has, and moves what was applied to it.
 ///
 /// # Errors
 /// [`RebuildError`]; the machine is of no use then.
@@ -203,6 +204,7 @@ pub fn replay(
         let moving = {
             let closing = Closing(checkpointer.clone());
             scope.spawn(move || {
+                closing.0.flush()?;
                 while closing.0.wait() {
                     closing.0.run()?;
                 }

@@ -80,3 +80,33 @@ impl PartialEq for TargetSettings {
 }
 
 impl Eq for TargetSettings {}
+
+#[cfg(test)]
+impl TargetSettings {
+    /// A place "main" of the memory of a test, with the log, a whole state each night and nothing that comes by itself
+    /// otherwise; the log goes there a second later at the latest.
+    pub(crate) fn sample() -> Self {
+        Self {
+            name: "main".into(),
+            url: "memory:".into(),
+            options: Options::new(),
+            credentials: Credentials::default(),
+            recipients: Recipients::default(),
+            log: true,
+            full: "0 3 * * *".parse().unwrap(),
+            flush_interval: Duration::from_secs(1),
+            flush_bytes: 2_000,
+            merge_interval: Duration::ZERO,
+            bandwidth: None,
+            durable: true,
+            care: Care {
+                verify: "0 5 * * *".parse().unwrap(),
+                level: super::verify::Level::Chain,
+                identity_file: None,
+                keep: None,
+                prune: "0 4 * * *".parse().unwrap(),
+            },
+            drill: None,
+        }
+    }
+}

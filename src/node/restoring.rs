@@ -39,7 +39,7 @@ pub struct BuildMemory {
 
 impl BuildMemory {
     /// Where nothing else matters.
-    pub const AMPLE: Self = Self { read: 64 << 20, written: 1 << 30, overlay: 512 << 20, values: 64 << 20 };
+    pub const AMPLE: Self = Self { read: 64 << 20, written: 512 << 20, overlay: 512 << 20, values: 64 << 20 };
 
     /// Beside a node that serves.
     pub const SPARING: Self = Self { read: 16 << 20, written: 64 << 20, overlay: 64 << 20, values: 8 << 20 };

@@ -16,7 +16,7 @@ use super::overlay::{Layer, Version};
 use super::rows::{encode_pointer, encode_record, parts};
 use super::schema::{Applied, StorageKey};
 use super::store::Store;
-use crate::storage::{BATCH_OPERATIONS_MAX, Batch, Engine, Error, Write};
+use crate::storage::{BATCH_OPERATIONS_MAX, Batch, Error, Write};
 use crate::types::Revision;
 
 /// The most writes in a batch. Tests write tiny ones, so as to be interrupted between any two of many.
@@ -90,6 +90,15 @@ impl Checkpointer {
         self.store.signalled.notify_all();
     }
 
+    /// Brings to disk what the engine has, without moving anything to it.
+    ///
+    /// # Errors
+    /// The local disk failed, and can't be believed any more.
+    pub fn flush(&self) -> Result<(), Error> {
+        let _durable = self.store.durable.lock();
+        self.store.engine.flush()
+    }
+
     /// Runs one checkpoint; on return the engine durably holds every entry that was applied before the call. A
     /// second caller waits for the first. If nothing was applied since the last one, nothing is written.
     ///
@@ -104,8 +113,10 @@ impl Checkpointer {
         if *frozen.applied != **durable {
             let engine = &*self.store.engine;
             let mut writer = BatchWriter::new(|batch| engine.commit(batch));
-            let mut chains = EngineChains { engine, sound: durable.revision };
-            write_layer(&mut writer, &frozen.layer, &mut chains)?;
+            // What it has from above its marker was left behind by an interrupted checkpoint.
+            let chain = |key: &Bytes| history::chain_at(engine, key, durable.revision);
+            let pointers = write_records(&mut writer, &frozen.layer, chain)?;
+            write_pointers(&mut writer, pointers)?;
             bytes = writer.put_marker(&frozen.applied)?;
             self.store.engine.flush()?;
             *durable = Arc::clone(&frozen.applied);
@@ -139,40 +150,18 @@ impl From<LayerError> for Error {
     }
 }
 
-/// How the versions hang together that stand before those that are written.
-pub(super) trait Chains {
-    /// The chain of a key, for the next version to be appended.
-    fn of(&mut self, key: &Bytes) -> Result<Chain, Error>;
-
-    /// A key has got versions, and this chain.
-    fn grown(&mut self, key: &Bytes, chain: &Chain);
-}
-
-/// Those that the engine has. What it has from above the revision `sound` was left behind by an interrupted checkpoint.
-struct EngineChains<'a> {
-    engine: &'a dyn Engine,
-    sound: Revision,
-}
-
-impl Chains for EngineChains<'_> {
-    fn of(&mut self, key: &Bytes) -> Result<Chain, Error> {
-        history::chain_at(self.engine, key, self.sound)
-    }
-
-    fn grown(&mut self, _: &Bytes, _: &Chain) {}
-}
-
-/// Writes the records of a layer behind the parts of their values, and behind them its pointers, in a batch of their own:
-/// who sees a pointer sees what it leads to.
-pub(super) fn write_layer(
+/// Writes the records of a layer behind the parts of their values. `chain` tells how the versions of a key hang together that
+/// stand before them. Gives the pointers that lead to them, by key, to be written behind them: who sees a pointer sees what it
+/// leads to.
+pub(super) fn write_records<'a>(
     writer: &mut BatchWriter<impl FnMut(Batch) -> Result<(), Error>>,
-    layer: &Layer,
-    chains: &mut impl Chains,
-) -> Result<(), LayerError> {
+    layer: &'a Layer,
+    mut chain: impl FnMut(&Bytes) -> Result<Chain, Error>,
+) -> Result<Vec<(&'a Bytes, Vec<u8>)>, LayerError> {
     let mut rows: Vec<(Place, &Bytes, &Version, Links)> = Vec::with_capacity(layer.len());
     let mut pointers = Vec::new();
     for (key, versions) in layer.iter() {
-        let mut chain = chains.of(key)?;
+        let mut chain = chain(key)?;
         for version in versions.as_slice() {
             let place = version.place();
             if chain.newest().is_some_and(|newest| newest.revision >= place.revision) {
@@ -180,7 +169,6 @@ pub(super) fn write_layer(
             }
             rows.push((place, key, version, chain.append(place)));
         }
-        chains.grown(key, &chain);
         pointers.push((key, encode_pointer(&versions.newest().change, chain)));
     }
     rows.sort_unstable_by_key(|row| row.0);
@@ -197,10 +185,18 @@ pub(super) fn write_layer(
         writer.put(StorageKey::Record(place), Bytes::from(encode_record(key, &version.change, links)))?;
     }
     writer.commit()?;
+    Ok(pointers)
+}
+
+/// Writes pointers, in batches of their own. They must come in the order of their keys.
+pub(super) fn write_pointers(
+    writer: &mut BatchWriter<impl FnMut(Batch) -> Result<(), Error>>,
+    pointers: impl IntoIterator<Item = (impl AsRef<[u8]>, Vec<u8>)>,
+) -> Result<(), Error> {
     for (key, pointer) in pointers {
-        writer.put(StorageKey::Latest { key }, Bytes::from(pointer))?;
+        writer.put(StorageKey::Latest { key: key.as_ref() }, Bytes::from(pointer))?;
     }
-    Ok(writer.commit()?)
+    writer.commit()
 }
 
 /// Collects writes into batches.

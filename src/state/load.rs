@@ -4,19 +4,19 @@
 //! a marker an engine is empty to [`StateMachine::open`](super::StateMachine::open); memory is bounded, however large the
 //! state is. Leaves out: where the records come from (`snapshot`, `backup/`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
 use bytes::Bytes;
 
 use super::chain::Chain;
-use super::checkpoint::{BatchWriter, Chains, LayerError, write_layer};
+use super::checkpoint::{BatchWriter, LayerError, write_pointers, write_records};
 use super::history;
 use super::overlay::Layer;
 use super::record::VersionedRecord;
+use super::rows::Pointer;
 use super::schema::Applied;
 use crate::storage::{Batch, Engine, Error, Order, Scan};
 use crate::types::Revision;
@@ -30,8 +30,20 @@ const CHUNKS_WAITING: usize = 1;
 /// Batches of rows that wait to be written: a few megabytes.
 const BATCHES_WAITING: usize = 4;
 
-/// The engine is flushed behind so many chunks: it keeps what was not flushed in memory.
-const CHUNKS_PER_FLUSH: usize = 16;
+/// Pointers are held back until they take so much memory, in bytes by estimate, and then written in the order of their keys.
+/// Records come in an order in which pages are written once; the pages of pointers would be written again and again.
+const POINTERS_BYTES: usize = if cfg!(test) { 2_000 } else { 64 * 1024 * 1024 };
+
+/// What a pointer that is held back takes beside its bytes.
+const POINTER_EXTRA_BYTES: usize = 64;
+
+/// The engine keeps what was not flushed in memory, so it is flushed behind so many chunks, the fewest and the most: often while
+/// there is little, so that the other threads need not wait for long; and less often the more there is, since each flush looks
+/// at all of it.
+const CHUNKS_PER_FLUSH: (usize, usize) = (2, 16);
+
+/// Such a part of the chunks so far is flushed at a time, within these bounds.
+const FLUSHED_PART: usize = 8;
 
 /// Why an engine was not filled. It has no marker then: throw it away.
 #[derive(Debug, thiserror::Error)]
@@ -74,9 +86,7 @@ impl<E> From<LayerError> for LoadError<E> {
     }
 }
 
-/// Fills an empty engine with the records of a state and makes it durable. Of each key an older version must come before
-/// a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older snapshots. Blocks, on
-/// three threads: this one reads, one makes rows of the records, one writes them.
+/// As [`fill`], and makes it durable.
 ///
 /// # Errors
 /// [`LoadError`]; the engine is of no use then.
@@ -85,16 +95,30 @@ pub fn load<E>(
     applied: &Applied,
     records: impl Iterator<Item = Result<VersionedRecord, E>>,
 ) -> Result<(), LoadError<E>> {
+    fill(engine, applied, records)?;
+    Ok(engine.flush()?)
+}
+
+/// Fills an empty engine with the records of a state, which it has then, but may not have on disk. Of each key an older version
+/// must come before a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older
+/// snapshots. Blocks, on three threads: this one reads, one makes rows of the records, one writes them.
+///
+/// # Errors
+/// [`LoadError`]; the engine is of no use then.
+pub fn fill<E>(
+    engine: &dyn Engine,
+    applied: &Applied,
+    records: impl Iterator<Item = Result<VersionedRecord, E>>,
+) -> Result<(), LoadError<E>> {
     let all = Scan { start: Bound::Unbounded, end: Bound::Unbounded, order: Order::Ascending, limit: 1, bytes_max: 1 };
     if !engine.scan(all)?.is_empty() {
         return Err(LoadError::NotEmpty);
     }
-    let written = &AtomicUsize::new(0);
     thread::scope(|scope| {
         let (ready, waiting) = mpsc::sync_channel(CHUNKS_WAITING);
         let (full, rows) = mpsc::sync_channel(BATCHES_WAITING);
-        let writing = scope.spawn(move || write(engine, &rows, written));
-        let making = scope.spawn(move || make_rows(engine, &waiting, &full, written));
+        let writing = scope.spawn(move || write(engine, &rows));
+        let making = scope.spawn(move || make_rows(engine, &waiting, &full));
         let read = read(applied, records, &ready);
         drop(ready);
         // Each explains why those before it ended early.
@@ -103,7 +127,6 @@ pub fn load<E>(
         read
     })?;
     BatchWriter::new(|batch| engine.commit(batch)).put_marker(applied)?;
-    engine.flush()?;
     Ok(())
 }
 
@@ -141,73 +164,85 @@ fn read<E>(
 /// What is to be written.
 enum Rows {
     Batch(Batch),
-    /// All of a chunk has come.
+    /// All records of a chunk have come.
     Chunk,
+    /// Somebody waits until all that came is written.
+    Tell(SyncSender<()>),
 }
 
 /// Makes rows of chunks as they come, and hands them on in batches, until nobody takes them any more.
-fn make_rows(
-    engine: &dyn Engine,
-    chunks: &Receiver<Layer>,
-    full: &SyncSender<Rows>,
-    written: &AtomicUsize,
-) -> Result<(), LayerError> {
+fn make_rows(engine: &dyn Engine, chunks: &Receiver<Layer>, full: &SyncSender<Rows>) -> Result<(), LayerError> {
     // Why it has stopped, the writing thread tells.
-    let hand_on = |rows| full.send(rows).map_err(|_| Error::Damaged("the rows are not written any more".into()));
+    let stopped = || Error::Damaged("the rows are not written any more".into());
+    let hand_on = |rows| full.send(rows).map_err(|_| stopped());
     let mut writer = BatchWriter::new(|batch| hand_on(Rows::Batch(batch)));
-    let mut chains = RecentChains { engine, recent: VecDeque::new() };
-    for (count, chunk) in (1..).zip(chunks) {
-        chains.begin(count, written.load(Ordering::Acquire));
-        write_layer(&mut writer, &chunk, &mut chains)?;
+    let mut pointers = Pointers::default();
+    for chunk in chunks {
+        for (key, row) in write_records(&mut writer, &chunk, |key| pointers.chain(key))? {
+            pointers.hold(key, row);
+        }
         hand_on(Rows::Chunk)?;
-    }
-    Ok(())
-}
-
-/// How versions hang together: of keys in the last chunks, which may not be written yet, from memory; of others, the engine
-/// knows. Whatever is in there came from these records.
-struct RecentChains<'a> {
-    engine: &'a dyn Engine,
-    /// The chains of the keys in a chunk, by its number; the newest chunk first.
-    recent: VecDeque<(usize, BTreeMap<Bytes, Chain>)>,
-}
-
-impl RecentChains<'_> {
-    /// The chunk of this number comes next; so many are written.
-    fn begin(&mut self, count: usize, written: usize) {
-        while self.recent.back().is_some_and(|(chunk, _)| *chunk <= written) {
-            self.recent.pop_back();
-        }
-        self.recent.push_front((count, BTreeMap::new()));
-    }
-}
-
-impl Chains for RecentChains<'_> {
-    fn of(&mut self, key: &Bytes) -> Result<Chain, Error> {
-        match self.recent.iter().find_map(|(_, chains)| chains.get(key)) {
-            Some(chain) => Ok(chain.clone()),
-            None => history::chain_at(self.engine, key, Revision::new(u64::MAX)),
+        if pointers.bytes >= POINTERS_BYTES {
+            write_pointers(&mut writer, pointers.take())?;
+            let (tell, told) = mpsc::sync_channel(1);
+            hand_on(Rows::Tell(tell))?;
+            told.recv().map_err(|_| stopped())?;
+            pointers.others = Some(engine);
         }
     }
+    Ok(write_pointers(&mut writer, pointers.take())?)
+}
 
-    fn grown(&mut self, key: &Bytes, chain: &Chain) {
-        if let Some((_, chains)) = self.recent.front_mut() {
-            chains.insert(key.clone(), chain.clone());
+/// The pointers that are not written yet.
+#[derive(Default)]
+struct Pointers<'a> {
+    /// Has those of other keys, if there are any; whatever is in there came from these records.
+    others: Option<&'a dyn Engine>,
+    /// Copies: a key of a record keeps all in memory that it was read with.
+    held: BTreeMap<Box<[u8]>, Vec<u8>>,
+    bytes: usize,
+}
+
+impl Pointers<'_> {
+    /// How the versions of a key hang together so far.
+    fn chain(&self, key: &Bytes) -> Result<Chain, Error> {
+        match (self.held.get(&key[..]), self.others) {
+            (Some(row), _) => Ok(Pointer::decode(row)?.chain),
+            (None, Some(engine)) => history::chain_at(engine, key, Revision::new(u64::MAX)),
+            (None, None) => Ok(Chain::default()),
         }
+    }
+
+    fn hold(&mut self, key: &Bytes, row: Vec<u8>) {
+        self.bytes += row.len();
+        match self.held.insert(key[..].into(), row) {
+            Some(before) => self.bytes -= before.len(),
+            None => self.bytes += key.len() + POINTER_EXTRA_BYTES,
+        }
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = (Box<[u8]>, Vec<u8>)> + use<> {
+        self.bytes = 0;
+        std::mem::take(&mut self.held).into_iter()
     }
 }
 
-/// Writes rows as they come, and tells how many chunks were.
-fn write(engine: &dyn Engine, rows: &Receiver<Rows>, written: &AtomicUsize) -> Result<(), Error> {
+/// Writes rows as they come.
+fn write(engine: &dyn Engine, rows: &Receiver<Rows>) -> Result<(), Error> {
+    let (mut chunks, mut unflushed) = (0, 0);
     for rows in rows {
         match rows {
             Rows::Batch(batch) => engine.commit(batch)?,
             Rows::Chunk => {
-                let count = written.fetch_add(1, Ordering::Release) + 1;
-                if count.is_multiple_of(CHUNKS_PER_FLUSH) {
+                chunks += 1;
+                unflushed += 1;
+                if unflushed >= (chunks / FLUSHED_PART).clamp(CHUNKS_PER_FLUSH.0, CHUNKS_PER_FLUSH.1) {
                     engine.flush()?;
+                    unflushed = 0;
                 }
             }
+            // Whoever waited may have ended.
+            Rows::Tell(tell) => tell.send(()).unwrap_or(()),
         }
     }
     Ok(())

@@ -32,7 +32,7 @@ pub use command::{
     Batch, BatchError, Command, Compare, CompareOperator, CompareTarget, OpReply, Operation, Outcome, Principal,
     Record, RecordMeta, Rejection, Reply, RequestId, Txn, TxnOp, TxnReply,
 };
-pub use load::{LoadError, load};
+pub use load::{LoadError, fill, load};
 pub use log_entry::{LogContent, LogEntry};
 pub use machine::{StateConfig, StateMachine};
 pub use pinned::PinnedState;

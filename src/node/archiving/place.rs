@@ -192,44 +192,15 @@ fn of_status(status: &Status) -> Option<Archived> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::backup::archiver::EXPOSURE_BUCKETS;
-    use crate::backup::care::Care;
     use crate::backup::credentials::Credentials;
-    use crate::backup::seal::Recipients;
-    use crate::backup::verify::Level;
     use crate::types::{NodeId, Term};
-
-    fn settings() -> TargetSettings {
-        TargetSettings {
-            name: "main".into(),
-            url: "memory:".into(),
-            options: BTreeMap::new(),
-            credentials: Credentials::default(),
-            recipients: Recipients::default(),
-            log: true,
-            full: "0 3 * * *".parse().unwrap(),
-            flush_interval: Duration::from_secs(1),
-            flush_bytes: 1,
-            merge_interval: Duration::ZERO,
-            bandwidth: None,
-            durable: true,
-            care: Care {
-                verify: "0 5 * * *".parse().unwrap(),
-                level: Level::Chain,
-                identity_file: None,
-                keep: None,
-                prune: "0 4 * * *".parse().unwrap(),
-            },
-            drill: None,
-        }
-    }
 
     #[test]
     fn a_log_continues_the_archive_if_it_reaches_back_to_what_is_needed() {
-        let place = Place::new(settings(), Histogram::new(EXPOSURE_BUCKETS));
+        let place = Place::new(TargetSettings::sample(), Histogram::new(EXPOSURE_BUCKETS));
         let purged = LogPosition { term: Term::new(1), leader: NodeId::new(1), index: LogIndex::new(8) };
         let continues = |needed: Option<u64>| place.news(needed.map(LogIndex::new), Some(purged), 10).continues;
         assert!(continues(Some(8)) && continues(Some(9)) && continues(None));
@@ -242,7 +213,8 @@ mod tests {
         let file = folder.path().join("keys");
         std::fs::write(&file, "AWS_SESSION_TOKEN=old\n").unwrap();
         let credentials = Credentials { file: Some(file.clone()), ..Credentials::default() };
-        let place = Place::new(TargetSettings { credentials, ..settings() }, Histogram::new(EXPOSURE_BUCKETS));
+        let place =
+            Place::new(TargetSettings { credentials, ..TargetSettings::sample() }, Histogram::new(EXPOSURE_BUCKETS));
         let in_use = options(&place.settings).await.unwrap();
         let noticed = || tokio::time::timeout(3 * RENEWED_EVERY, renewed(&place, &in_use));
         place.set_refused(Some("expired".into()));

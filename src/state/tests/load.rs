@@ -111,6 +111,25 @@ fn records_by_key_make_the_same_engine_as_records_by_revision() {
     assert_eq!(engines[0], engines[1]);
 }
 
+/// Pointers are written each few hundred records, so a key comes again when its pointer is held back, and when it is written.
+#[test]
+fn keys_that_come_again_and_again_keep_their_history() {
+    let mut source = Harness::new();
+    for round in 0..6 {
+        for key in (0..60).filter(|key| key % (round + 1) == 0) {
+            source.done(put(format!("key-{key:03}"), format!("{round}").repeat(60)));
+        }
+    }
+    source.checkpoint().unwrap();
+    let pinned = source.machine.pin();
+    let mut by_key = records(&pinned);
+    by_key.sort_by(|a, b| (&a.key, a.revision).cmp(&(&b.key, b.revision)));
+    for order in [records(&pinned), by_key] {
+        let engine = try_load(pinned.applied(), order).unwrap();
+        assert_eq!(everything(&engine), everything(&source.engine));
+    }
+}
+
 #[test]
 fn an_engine_that_holds_something_and_a_source_that_fails_are_refused() {
     let source = source();

@@ -21,15 +21,12 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backup::care::Care;
-use crate::backup::credentials::Credentials;
 use crate::backup::faults::{Fault, Faults};
 use crate::backup::layout::Kind;
 use crate::backup::manifest::Object;
 use crate::backup::seal::{Identities, OpenReader, Recipients};
 use crate::backup::segment::{SegmentReader, StateMark};
 use crate::backup::target;
-use crate::backup::verify::Level;
 use crate::state::snapshot::{self, SnapshotMeta};
 use crate::state::{
     Batch, Command, LogContent, LogEntry, Operation, PinnedState, Principal, StateConfig, StateMachine, Targets, Txn,
@@ -179,28 +176,7 @@ fn memory() -> Repository {
 }
 
 fn settings() -> TargetSettings {
-    TargetSettings {
-        credentials: Credentials::default(),
-        drill: None,
-        name: "main".into(),
-        url: "memory:".into(),
-        options: BTreeMap::new(),
-        recipients: Recipients::default(),
-        log: true,
-        full: "0 3 * * *".parse().unwrap(),
-        flush_interval: Duration::from_millis(5),
-        flush_bytes: 2_000,
-        merge_interval: Duration::ZERO,
-        bandwidth: None,
-        durable: true,
-        care: Care {
-            verify: "0 5 * * *".parse().unwrap(),
-            level: Level::Chain,
-            identity_file: None,
-            keep: None,
-            prune: "0 4 * * *".parse().unwrap(),
-        },
-    }
+    TargetSettings { flush_interval: Duration::from_millis(5), ..TargetSettings::sample() }
 }
 
 /// An archiver at work; ends with this.

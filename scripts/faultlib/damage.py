@@ -127,7 +127,8 @@ def copy(source, target):
 
 
 def put_back(node, kept):
-    shutil.rmtree(node.data, ignore_errors=True)
+    if node.data.exists():
+        shutil.rmtree(node.data)
     # In a soak the data lies on a disk of its own.
     shutil.move(kept, node.data)
 

@@ -151,8 +151,8 @@ impl RebuildError {
     }
 }
 
-/// Loads a snapshot file of this cluster into an empty engine; what it has then only [`replay`] brings to disk for sure. A file
-/// that is begun takes its records over, and is given back.
+/// Loads a snapshot file of this cluster into an empty engine; what it has then only [`replay`] brings to disk for sure
+/// (see [`state::fill`]). A file that is begun takes its records over, and is given back.
 ///
 /// # Errors
 /// [`RebuildError`].

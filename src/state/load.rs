@@ -31,11 +31,11 @@ const CHUNKS_WAITING: usize = 1;
 const BATCHES_WAITING: usize = 4;
 
 /// Pointers are held back until they take so much memory, in bytes by estimate, and then written in the order of their keys.
-/// Records come in an order in which pages are written once; the pages of pointers would be written again and again.
+/// Records come in an order in which pages are written once; the pages of pointers would be written again with each chunk.
 const POINTERS_BYTES: usize = if cfg!(test) { 2_000 } else { 64 * 1024 * 1024 };
 
 /// What a pointer that is held back takes beside its bytes.
-const POINTER_EXTRA_BYTES: usize = 64;
+const POINTER_EXTRA_BYTES: usize = 112;
 
 /// The engine keeps what was not flushed in memory, so it is flushed behind so many chunks, the fewest and the most: often while
 /// there is little, so that the other threads need not wait for long; and less often the more there is, since each flush looks
@@ -99,7 +99,8 @@ pub fn load<E>(
     Ok(engine.flush()?)
 }
 
-/// Fills an empty engine with the records of a state, which it has then, but may not have on disk. Of each key an older version
+/// Fills an empty engine with the records of a state, which it has then, but may not have on disk: a checkpoint with nothing new
+/// in it does not flush them, [`Checkpointer::flush`](super::Checkpointer::flush) does. Of each key an older version
 /// must come before a newer one, as in the orders of [`PinnedState::records`](super::PinnedState::records) and of older
 /// snapshots. Blocks, on three threads: this one reads, one makes rows of the records, one writes them.
 ///

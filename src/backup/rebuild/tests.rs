@@ -16,7 +16,7 @@ use crate::backup::seal::{Identities, Recipients};
 use crate::backup::stage::{Progress, Stage, StageError, Staged};
 use crate::backup::tests::history::{CLUSTER, Does, History, entries, put, repository};
 use crate::state::Txn;
-use crate::storage::MemoryEngine;
+use crate::storage::{FaultPoint, MemoryEngine};
 use crate::types::LogIndex;
 
 /// Brings what a point needs into a folder.
@@ -338,6 +338,27 @@ async fn numbers_that_no_disk_has_room_for_are_told_and_not_added_up() {
     let stage = Stage::open(&folder.path().join("stage")).unwrap();
     let error = stage.fill(&repository, &plan, &Identities::default(), |_| ()).await.map(drop).unwrap_err();
     assert!(matches!(error, StageError::NoRoom { needed: u64::MAX, plain: u64::MAX, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_loaded_is_on_disk_behind_a_replay_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, _, catalogue) = archived(folder.path(), &Recipients::default()).await;
+    let (_folder, staged) = stage(&repository, &catalogue, Target::Latest, &Identities::default()).await.unwrap();
+    let loaded = || {
+        let engine = Arc::new(MemoryEngine::new());
+        let (machine, _) =
+            load(engine.clone(), StateConfig::default(), staged.cluster, &staged.snapshot, None).unwrap();
+        (engine, machine)
+    };
+    let (engine, mut machine) = loaded();
+    assert!(engine.unflushed() > 0);
+    replay(&mut machine, std::iter::empty(), Target::Latest, |_| ()).unwrap();
+    assert_eq!(engine.unflushed(), 0);
+    let (engine, mut machine) = loaded();
+    engine.fail(FaultPoint::Flush, 1);
+    let refused = replay(&mut machine, std::iter::empty(), Target::Latest, |_| ()).unwrap_err();
+    assert!(matches!(refused, RebuildError::Storage(_)), "{refused}");
 }
 
 /// Blanks, in steps as they are read.

@@ -352,9 +352,9 @@ impl Machine {
     }
 
     /// The disk is empty from now on; the process must be gone.
-    pub(crate) fn wipe(&mut self) {
+    pub(crate) fn wipe(&mut self, now: u64) {
         assert!(self.process.is_none(), "a process uses the disk");
-        self.was_emptied = true;
+        (self.was_emptied, self.harmed_at) = (true, Some(now));
         self.log = MemoryLog::held();
         self.engines = MemoryEngines::default();
         if self.folder.exists() {

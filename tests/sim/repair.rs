@@ -42,10 +42,9 @@ impl World {
     /// A node refuses to serve with what is on its disk: it is emptied, and an operator will see to another one.
     pub(crate) fn empty(&mut self, place: Place) -> Result<(), Violation> {
         self.crash(place, Crash::Kill, None)?;
-        self.machines[place].wipe();
         let machine = &mut self.machines[place];
+        machine.wipe(self.now);
         (machine.back_at, machine.is_damaged) = (None, false);
-        machine.harmed_at = Some(self.now);
         self.lost = self.checks.id_of(place).map(|id| (place, id));
         self.checks.wiped(place);
         self.members[place] = false;

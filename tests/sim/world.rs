@@ -401,7 +401,7 @@ impl World {
             self.trace.tell(self.now, format!("machine {place} knows that it was removed"));
             self.members[place] = false;
             self.crash(place, Crash::Kill, None)?;
-            self.machines[place].wipe();
+            self.machines[place].wipe(self.now);
             self.checks.wiped(place);
             return Ok(());
         }
